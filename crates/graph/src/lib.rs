@@ -1,0 +1,1 @@
+//! Opens disk specifications as stacks of layers.

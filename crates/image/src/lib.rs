@@ -1,0 +1,1 @@
+//! Virtual-disk image formats: VHDX and raw.

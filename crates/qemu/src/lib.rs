@@ -1,0 +1,1 @@
+//! Stock QEMU from outside: command lines and QMP.

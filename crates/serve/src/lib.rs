@@ -1,0 +1,1 @@
+//! Serves disks: shards, listeners and sessions.

@@ -1,0 +1,1 @@
+//! Devices and suites that test what implements the block contract.

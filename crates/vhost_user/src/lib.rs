@@ -1,0 +1,1 @@
+//! vhost-user-blk: the device side of virtio block over a Unix socket.
