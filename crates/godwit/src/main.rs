@@ -1,3 +1,15 @@
-//! The disk and mobility layer for virtual machines on stock QEMU.
+//! The disk and mobility layer for virtual machines on stock QEMU: the command line.
 
-fn main() {}
+mod cli;
+mod disk;
+mod exit;
+mod report;
+mod serve;
+mod tour;
+mod vm;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}
