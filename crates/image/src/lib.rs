@@ -1,1 +1,3 @@
 //! Virtual-disk image formats: VHDX and raw.
+
+pub mod vhdx;

@@ -1,0 +1,22 @@
+//! VHDX, version 1: the native format.
+//!
+//! [`open()`] reads and checks everything that a file's content depends on, replays its log, and gives an [`Opened`]
+//! file to the engine, which maps and changes it. [`create()`] makes new files and [`check()`] finds everything that
+//! is wrong with one.
+//!
+//! | Part | Holds |
+//! | --- | --- |
+//! | [`layout`] | the structures as they lie on disk |
+//! | [`geometry`] | blocks, chunks, table entries |
+//! | [`space`] | which parts of the host file are taken |
+//!
+//! Source: MS-VHDX 8.0; where programs in the wild do otherwise, the line that allows for it says so.
+
+pub mod error;
+pub mod geometry;
+pub mod layout;
+pub mod space;
+
+pub use error::OpenError;
+pub use geometry::Geometry;
+pub use space::SpaceMap;
