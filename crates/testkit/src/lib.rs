@@ -3,14 +3,19 @@
 //! | Item | For |
 //! | --- | --- |
 //! | [`MemDev`] | a sparse RAM disk, terabytes if need be, strict about the contract |
+//! | [`CrashDev`], [`History`], [`Survival`] | every power cut of a run: writes lost, reordered and torn |
 //! | [`block_on`], [`run_tasks`], [`LocalTasks`] | futures without a runtime, several of them in a seeded order |
 
+mod crash;
 mod executor;
 mod mem;
+mod request;
 mod rng;
 mod sparse;
 
+pub use crash::{CrashDev, Event, History, Survival};
 pub use executor::{LocalTasks, block_on, run_tasks, yield_now};
 pub use mem::MemDev;
+pub use request::{Request, RequestKind};
 pub use rng::Rng;
 pub use sparse::SparseBytes;
