@@ -63,10 +63,10 @@ impl Tree {
             let name = entry.file_name();
             let name = name.to_str().with_context(|| format!("{name:?} in {folder:?} is not UTF-8"))?;
             let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            self.paths.insert(path.clone());
             if SKIPPED_FOLDERS.contains(&path.as_str()) || SKIPPED_FILES.contains(&path.as_str()) {
                 continue;
             }
-            self.paths.insert(path.clone());
             let kind = entry.file_type()?;
             if kind.is_dir() {
                 self.read_folder(root, &path)?;
