@@ -40,6 +40,10 @@ impl Request {
         let range = ByteRange::new(offset, len).or(ByteRange::new(0, 0)).expect("an empty range fits");
         Self { kind, range }
     }
+
+    pub(crate) fn without_range(kind: RequestKind) -> Self {
+        Self::new(kind, 0, 0)
+    }
 }
 
 impl fmt::Debug for Request {
