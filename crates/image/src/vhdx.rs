@@ -14,9 +14,23 @@
 
 pub mod error;
 pub mod geometry;
+pub mod header;
 pub mod layout;
+pub mod locator;
+pub mod metadata;
+pub mod open;
+pub mod regions;
 pub mod space;
 
+mod bat_scan;
+mod disk_io;
+mod engine;
+mod overlay;
+mod replay;
+
+pub use engine::Vhdx;
 pub use error::OpenError;
 pub use geometry::Geometry;
+pub use locator::ParentLocator;
+pub use open::{Access, Opened, open};
 pub use space::SpaceMap;

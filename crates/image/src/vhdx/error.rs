@@ -361,6 +361,12 @@ pub enum EntryFault {
         /// Who has it.
         owner: Owner,
     },
+    /// The space belongs to another block.
+    #[error("shares its space with the entry {index}")]
+    SharedWith {
+        /// The other entry's position in the table.
+        index: u64,
+    },
     /// The block is partially present in a file that has no parent.
     #[error("is partially present, but the file has no parent")]
     PartialWithoutParent,
@@ -402,9 +408,6 @@ pub enum LocatorFault {
     /// A linkage is not a GUID.
     #[error("has a linkage that is not a guid")]
     Linkage,
-    /// No path of any kind.
-    #[error("has no path of the parent")]
-    NoPath,
 }
 
 impl OpenError {

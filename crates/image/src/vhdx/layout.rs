@@ -98,6 +98,10 @@ pub const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("cda348c7-445d-4471-9cc9-e9885251c5
 pub const PARENT_LOCATOR: Uuid = uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c");
 /// Item: the file's creation is not finished.
 pub const INCOMPLETE_FILE: Uuid = uuid!("71cc85f0-1b69-4e28-9558-c3bf83ae75d3");
+/// Item: cylinders, heads and sectors of the disk as an old BIOS would see it; later than the published format.
+pub const CHS_PARAMETERS: Uuid = uuid!("da02d7bc-3d3a-423c-ac88-2a36ab21479b");
+/// Item: label storage of a persistent-memory disk; later than the published format.
+pub const PMEM_LABEL: Uuid = uuid!("10e1ae8a-4b7e-4169-a40f-cd70de928393");
 /// The type of parent locator that VHDX files have.
 pub const PARENT_LOCATOR_TYPE: Uuid = uuid!("b04aefb7-d19e-4a81-b789-25b8e9445913");
 
@@ -513,7 +517,7 @@ mod tests {
             BatEntry::new(PayloadState::Unmapped, 5 * MIB).owned(1 << 20),
             ByteRange::new(5 * MIB, MIB)
         );
-        assert_eq!(BatEntry(u64::MAX & !BatEntry::RESERVED).owned(1 << 20), None);
+        assert_eq!(BatEntry(!BatEntry::RESERVED).owned(1 << 20), None);
     }
 
     #[test]

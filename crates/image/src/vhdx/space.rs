@@ -308,6 +308,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn the_map_agrees_with_a_set_of_units(
             steps in prop::collection::vec((0u64..70_000, prop_oneof![1u64..70, Just(32_768u64)], any::<bool>()), 1..40),
