@@ -1,0 +1,211 @@
+//! Making committed changes durable: images of the changed pages into the log, then one flush of the host file.
+
+use block::{ByteRange, Result, ResultExt, SgList, WriteFlags};
+use futures_util::future::{join, join_all};
+
+use super::Shared;
+use super::inflight::Epoch;
+use super::pages::{PAGE_BYTES, PageImage, PageNumber};
+use super::session::{Writer, write_log};
+use super::state::{Session, State};
+
+/// Neighbouring pages that go to the host file in one write at most.
+const PAGES_PER_WRITE_MAX: usize = 256;
+
+/// What a flush takes from the state: everything that was committed before it.
+struct Batch {
+    number: u64,
+    images: Vec<PageImage>,
+    /// The data that the images refer to must be durable before them.
+    data_first: bool,
+    freed: Vec<ByteRange>,
+    /// Requests that began before the batch was taken.
+    epoch: Epoch,
+    punched: Vec<ByteRange>,
+}
+
+impl Shared {
+    /// Makes everything that was committed before the call durable.
+    ///
+    /// Callers that come while a flush runs share the next one.
+    ///
+    /// # Errors
+    /// What the host reports; the file is then poisoned.
+    pub(super) async fn flush(&self) -> Result<()> {
+        let wanted = {
+            let state = self.state();
+            state.check_usable()?;
+            if matches!(state.session, Session::NotBegun) {
+                return Ok(());
+            }
+            state.flushes_started + 1
+        };
+        let mut writer = self.writer.lock().await;
+        self.state().check_usable()?;
+        if writer.flushes_finished >= wanted {
+            return Ok(());
+        }
+        let batch = self.state().take_batch();
+        let number = batch.number;
+        match self.flush_batch(&mut writer, batch).await {
+            Ok(()) => writer.flushes_finished = number,
+            Err(error) => {
+                self.poison(&error);
+                return Err(error);
+            }
+        }
+        self.punch_released().await;
+        Ok(())
+    }
+
+    async fn flush_batch(&self, writer: &mut Writer, batch: Batch) -> Result<()> {
+        if batch.images.is_empty() {
+            writer.sync(&self.file).await?;
+        } else {
+            if batch.data_first {
+                writer.sync(&self.file).await?;
+            }
+            self.log_pages(writer, &batch.images).await?;
+        }
+        self.state().finish_batch(batch.freed, batch.epoch, &batch.punched);
+        Ok(())
+    }
+
+    /// Puts `images` into the log, durably. The pages of the flush before go to their places meanwhile; the flush
+    /// that makes these entries durable makes them durable there, and their entries retire.
+    async fn log_pages(&self, writer: &mut Writer, images: &[PageImage]) -> Result<()> {
+        let earlier = std::mem::take(&mut writer.logged);
+        let mut retire_count = writer.log.as_ref().map_or(0, super::log::Log::live_count);
+        let (mut entries, rest) = self.append_entries(writer, images);
+        let (written, in_place) = join(write_log(&self.file, &entries), self.put_in_place(&earlier)).await;
+        written.and(in_place)?;
+        writer.sync(&self.file).await?;
+        writer.log.as_mut().expect("the session has a log").retire(retire_count);
+        let mut logged = &images[..images.len() - rest.len()];
+        let mut rest = rest;
+        // A batch that is larger than the log goes through it in several turns.
+        while !rest.is_empty() {
+            self.put_in_place(logged).await?;
+            writer.sync(&self.file).await?;
+            let log = writer.log.as_mut().expect("the session has a log");
+            retire_count = log.live_count();
+            log.retire(retire_count);
+            let turn = rest;
+            (entries, rest) = self.append_entries(writer, turn);
+            logged = &turn[..turn.len() - rest.len()];
+            write_log(&self.file, &entries).await?;
+            writer.sync(&self.file).await?;
+        }
+        writer.logged = logged.to_vec();
+        Ok(())
+    }
+
+    /// Makes entries of as many `images` as the log has room for; gives their writes and what is left.
+    fn append_entries<'i>(
+        &self,
+        writer: &mut Writer,
+        images: &'i [PageImage],
+    ) -> (Vec<super::log::LogWrite>, &'i [PageImage]) {
+        let sizes = writer.file_sizes(&self.file);
+        let log = writer.log.as_mut().expect("the session has a log");
+        let (mut writes, mut rest) = (Vec::new(), images);
+        while !rest.is_empty() && log.pages_max() > 0 {
+            let (now, later) = rest.split_at(log.pages_max().min(rest.len()));
+            writes.extend(log.append(now, sizes));
+            rest = later;
+        }
+        (writes, rest)
+    }
+
+    /// Writes pages to their places in the host file.
+    pub(super) async fn put_in_place(&self, images: &[PageImage]) -> Result<()> {
+        let mut sorted: Vec<_> = images.iter().collect();
+        sorted.sort_by_key(|image| image.number);
+        let runs =
+            sorted.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(PAGES_PER_WRITE_MAX));
+        let writes = runs.map(|run| {
+            let mut memory = SgList::new();
+            for image in run {
+                memory.append(SgList::copy_of(&*image.bytes));
+            }
+            self.file.write(run[0].offset(), memory, WriteFlags::default())
+        });
+        let done: Result<()> = join_all(writes).await.into_iter().collect();
+        done.context(|| "write metadata to its place".to_owned())?;
+        let mut state = self.state();
+        for image in images {
+            state.pages.applied(image);
+        }
+        Ok(())
+    }
+
+    /// Punches released space that no request can touch any more. Space whose punch fails is not used again in this
+    /// session; nothing is lost.
+    async fn punch_released(&self) {
+        let quiet = self.state().take_quiet();
+        for range in quiet {
+            match self.punch(range).await {
+                Ok(()) => self.state().returning.punched.push(range),
+                Err(error) => tracing::warn!(error = error.chain(), "space of trimmed blocks stays taken"),
+            }
+        }
+    }
+
+    /// Brings a metadata page into memory.
+    pub(super) async fn load_page(&self, number: PageNumber) -> Result<()> {
+        let offset = number * PAGE_BYTES as u64;
+        let memory = SgList::unspecified(PAGE_BYTES);
+        let here = self.file.size().saturating_sub(offset).min(PAGE_BYTES as u64);
+        memory.fill(here, PAGE_BYTES as u64 - here, 0);
+        self.file
+            .read(offset, memory.slice(0, here))
+            .await
+            .context(|| format!("read the metadata page at {offset:#x}"))?;
+        let mut bytes = Box::new([0; PAGE_BYTES]);
+        memory.copy_to_slice(0, &mut bytes[..]);
+        self.state().pages.insert_read(number, bytes);
+        Ok(())
+    }
+}
+
+impl State {
+    fn take_batch(&mut self) -> Batch {
+        self.flushes_started += 1;
+        Batch {
+            number: self.flushes_started,
+            images: self.pages.take_dirty(),
+            data_first: std::mem::take(&mut self.data_before_metadata),
+            freed: std::mem::take(&mut self.returning.freed),
+            epoch: self.requests.close_epoch(),
+            punched: std::mem::take(&mut self.returning.punched),
+        }
+    }
+
+    /// Takes note that a batch is durable.
+    fn finish_batch(&mut self, freed: Vec<ByteRange>, epoch: Epoch, punched: &[ByteRange]) {
+        self.returning.released.extend(freed.into_iter().map(|range| (epoch, range)));
+        for range in punched {
+            self.space.release(*range);
+        }
+    }
+
+    /// Takes the released space that no request under way was mapped to, joined where it is adjacent.
+    fn take_quiet(&mut self) -> Vec<ByteRange> {
+        let requests = &self.requests;
+        let (quiet, busy): (Vec<_>, Vec<_>) =
+            self.returning.released.drain(..).partition(|(epoch, _)| requests.is_quiet(*epoch));
+        self.returning.released = busy;
+        let mut ranges: Vec<_> = quiet.into_iter().map(|(_, range)| range).collect();
+        ranges.sort_by_key(|range| range.start());
+        let mut joined: Vec<ByteRange> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if last.end() == range.start() => {
+                    *last = ByteRange::between(last.start(), range.end()).expect("neighbours make a range");
+                }
+                _ => joined.push(range),
+            }
+        }
+        joined
+    }
+}

@@ -1,0 +1,214 @@
+//! The log as a writer sees it: a ring of sectors that takes entries of page images.
+//!
+//! An entry stays *live* until the pages in it are durable in their places; the tail that each new entry carries
+//! points to the oldest live one, where a replay starts. Source: MS-VHDX 2.3.
+
+use std::collections::VecDeque;
+
+use block::ByteRange;
+use uuid::Uuid;
+use zerocopy::IntoBytes;
+
+use super::pages::PageImage;
+use crate::vhdx::layout::{
+    LOG_DATA_DESCRIPTOR_SIGNATURE, LOG_DATA_SIGNATURE, LOG_ENTRY_SIGNATURE, LOG_SECTOR_BYTES, LogDataSector,
+    LogDescriptor, LogEntryHeader, log_descriptor_sectors, seal,
+};
+
+/// An entry takes at most this part of the log, so that others can be written while it is live.
+const ENTRY_SHARE: u32 = 4;
+
+/// File sizes that an entry carries, in bytes, multiples of 1 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileSizes {
+    /// What is durable already: replay refuses a file that is shorter.
+    pub(super) flushed: u64,
+    /// What holds every structure: replay makes a shorter file this long.
+    pub(super) last: u64,
+}
+
+/// Bytes to be written to the host file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LogWrite {
+    pub(super) host_offset: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    start: u32,
+    sectors: u32,
+}
+
+/// A log that this process has opened for its own entries.
+#[derive(Debug)]
+pub(super) struct Log {
+    region: ByteRange,
+    guid: Uuid,
+    next_sequence: u64,
+    /// Sector that the next entry starts at.
+    head: u32,
+    live: VecDeque<Live>,
+}
+
+impl Log {
+    /// An empty log in `region`, whose entries will carry `guid` and count from `first_sequence`, which is not 0.
+    pub(super) fn new(region: ByteRange, guid: Uuid, first_sequence: u64) -> Self {
+        assert!(first_sequence > 0, "sequence number 0 is invalid");
+        Self { region, guid, next_sequence: first_sequence, head: 0, live: VecDeque::new() }
+    }
+
+    /// What the header must name for the entries to count.
+    pub(super) fn guid(&self) -> Uuid {
+        self.guid
+    }
+
+    /// How many pages the next entry can take while the live entries stay.
+    pub(super) fn pages_max(&self) -> usize {
+        let used: u32 = self.live.iter().map(|live| live.sectors).sum();
+        // One sector stays free, so that head and tail are equal only in an empty log.
+        let free = (self.sectors() - 1).saturating_sub(used).min(self.sectors() / ENTRY_SHARE);
+        let mut pages = free.saturating_sub(1);
+        while pages > 0 && pages + log_descriptor_sectors(pages) > free {
+            pages -= 1;
+        }
+        pages as usize
+    }
+
+    /// Number of live entries, to be given to [`Self::retire`] when their pages are in place.
+    pub(super) fn live_count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Forgets the `count` oldest live entries: their pages are durable in their places.
+    pub(super) fn retire(&mut self, count: usize) {
+        self.live.drain(..count);
+    }
+
+    /// Appends an entry with `images`, at most [`Self::pages_max`] of them; gives the one or two writes that store it.
+    pub(super) fn append(&mut self, images: &[PageImage], sizes: FileSizes) -> Vec<LogWrite> {
+        assert!(images.is_empty() || images.len() <= self.pages_max(), "an entry fits the log's free space");
+        let descriptors = u32::try_from(images.len()).expect("an entry is smaller than the log");
+        let sectors = log_descriptor_sectors(descriptors) + descriptors;
+        let start = self.head;
+        self.live.push_back(Live { start, sectors });
+        let bytes = self.encode(images, sectors, sizes);
+        self.head = (start + sectors) % self.sectors();
+        self.next_sequence += 1;
+        self.split(start, bytes)
+    }
+
+    fn sectors(&self) -> u32 {
+        u32::try_from(self.region.len() / LOG_SECTOR_BYTES as u64).expect("a log is shorter than 4 GiB")
+    }
+
+    fn encode(&self, images: &[PageImage], sectors: u32, sizes: FileSizes) -> Vec<u8> {
+        let length = sectors as usize * LOG_SECTOR_BYTES;
+        let mut bytes = vec![0; length];
+        let header = LogEntryHeader {
+            signature: LOG_ENTRY_SIGNATURE,
+            checksum: 0.into(),
+            entry_length: u32::try_from(length).expect("an entry is shorter than the log").into(),
+            tail: (self.live[0].start * LOG_SECTOR_BYTES as u32).into(),
+            sequence_number: self.next_sequence.into(),
+            descriptor_count: u32::try_from(images.len()).expect("an entry is smaller than the log").into(),
+            reserved: 0.into(),
+            log_guid: self.guid.into(),
+            flushed_file_offset: sizes.flushed.into(),
+            last_file_offset: sizes.last.into(),
+        };
+        put(&mut bytes, 0, header.as_bytes());
+        let first_data = (sectors as usize - images.len()) * LOG_SECTOR_BYTES;
+        for (index, image) in images.iter().enumerate() {
+            let (descriptor, sector) = self.encode_page(image);
+            put(
+                &mut bytes,
+                size_of::<LogEntryHeader>() + index * size_of::<LogDescriptor>(),
+                descriptor.as_bytes(),
+            );
+            put(&mut bytes, first_data + index * LOG_SECTOR_BYTES, sector.as_bytes());
+        }
+        seal(&mut bytes);
+        bytes
+    }
+
+    /// A page as descriptor and data sector: the descriptor holds what the sector's marks displace.
+    fn encode_page(&self, image: &PageImage) -> (LogDescriptor, LogDataSector) {
+        let sequence = self.next_sequence;
+        let page = &*image.bytes;
+        let descriptor = LogDescriptor {
+            signature: LOG_DATA_DESCRIPTOR_SIGNATURE,
+            trailing_bytes: page[LOG_SECTOR_BYTES - 4..].try_into().expect("4 bytes"),
+            leading_bytes: page[..8].try_into().expect("8 bytes"),
+            file_offset: image.offset().into(),
+            sequence_number: sequence.into(),
+        };
+        let sector = LogDataSector {
+            signature: LOG_DATA_SIGNATURE,
+            sequence_high: ((sequence >> 32) as u32).into(),
+            data: page[8..LOG_SECTOR_BYTES - 4].try_into().expect("the middle of a page"),
+            sequence_low: (sequence as u32).into(),
+        };
+        (descriptor, sector)
+    }
+
+    /// Cuts an entry that starts at sector `start` where the ring ends.
+    fn split(&self, start: u32, mut bytes: Vec<u8>) -> Vec<LogWrite> {
+        let until_end = (self.sectors() - start) as usize * LOG_SECTOR_BYTES;
+        let host_offset = self.region.start() + u64::from(start) * LOG_SECTOR_BYTES as u64;
+        if bytes.len() <= until_end {
+            return vec![LogWrite { host_offset, bytes }];
+        }
+        let wrapped = bytes.split_off(until_end);
+        vec![LogWrite { host_offset, bytes }, LogWrite { host_offset: self.region.start(), bytes: wrapped }]
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, part: &[u8]) {
+    bytes[at..at + part.len()].copy_from_slice(part);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const SIZES: FileSizes = FileSizes { flushed: 4 * MIB, last: 8 * MIB };
+
+    fn log() -> Log {
+        Log::new(ByteRange::new(MIB, MIB).unwrap(), Uuid::from_u128(7), 1)
+    }
+
+    fn images(count: usize) -> Vec<PageImage> {
+        (0..count)
+            .map(|number| PageImage { number: number as u64, bytes: Box::new([5; 4096]), version: 1 })
+            .collect()
+    }
+
+    #[test]
+    fn an_entry_takes_a_quarter_of_the_log_at_most_and_never_the_last_sector() {
+        let mut log = log();
+        assert_eq!(log.pages_max(), 63);
+        for _ in 0..3 {
+            log.append(&images(63), SIZES);
+        }
+        // 3 × 64 of 256 sectors are live; 63 are left but for the spare one: header sector and 62 pages.
+        assert_eq!(log.pages_max(), 62);
+        log.append(&images(62), SIZES);
+        assert_eq!(log.pages_max(), 0);
+        log.retire(1);
+        assert_eq!(log.pages_max(), 63);
+    }
+
+    #[test]
+    fn entries_wrap_at_the_end_of_the_region() {
+        let mut log = log();
+        for _ in 0..4 {
+            log.append(&images(62), SIZES);
+            log.retire(log.live_count());
+        }
+        let writes = log.append(&images(10), SIZES);
+        let places: Vec<_> = writes.iter().map(|write| (write.host_offset, write.bytes.len())).collect();
+        assert_eq!(places, [(MIB + 252 * 4096, 4 * 4096), (MIB, 7 * 4096)]);
+    }
+}
