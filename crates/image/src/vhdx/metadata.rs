@@ -289,35 +289,69 @@ fn place_error(item: &MetadataItem, fault: PlaceFault) -> OpenError {
     OpenError::ItemPlace { item: item.id, offset: item.offset.into(), len: item.len.into(), fault }
 }
 
+/// An item of a file that is being made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewItem {
+    /// Which item.
+    pub id: Uuid,
+    /// `ITEM_IS_USER`, `ITEM_IS_VIRTUAL_DISK`, `ITEM_IS_REQUIRED` of [`super::layout`].
+    pub flags: u32,
+    /// At most 1 MiB.
+    pub content: Vec<u8>,
+}
+
 /// The table and the items of a new file, from the start of the metadata region.
 ///
 /// # Panics
-/// If they do not fit a region of 1 MiB; the caller's items are small.
-pub(super) fn encode(items: &[(Uuid, u32, Vec<u8>)]) -> Vec<u8> {
+/// If there are more items than a table holds or one is longer than 1 MiB; the creator has checked both.
+pub(super) fn encode(items: &[NewItem]) -> Vec<u8> {
+    assert!(items.len() <= ITEM_COUNT_MAX.into(), "a table holds 2047 items");
     let header = MetadataTableHeader {
         signature: METADATA_SIGNATURE,
         reserved: 0.into(),
-        entry_count: u16::try_from(items.len()).expect("a new file has few items").into(),
+        entry_count: u16::try_from(items.len()).expect("it was just checked").into(),
         reserved2: [0; 20],
     };
     let mut bytes = header.as_bytes().to_vec();
-    let mut offset = METADATA_TABLE_BYTES as u32;
-    for (id, flags, content) in items {
-        let len = u32::try_from(content.len()).expect("a new item is small");
+    let mut content = Vec::new();
+    for item in items {
+        let len = u32::try_from(item.content.len()).ok().filter(|len| *len <= ITEM_BYTES_MAX);
+        let len = len.expect("an item has 1 MiB at most");
+        let offset =
+            u32::try_from(METADATA_TABLE_BYTES + content.len()).expect("2047 items of 1 MiB have 2 GiB");
         let entry = MetadataTableEntry {
-            item_id: (*id).into(),
-            offset: offset.into(),
+            item_id: item.id.into(),
+            // An empty item has no place.
+            offset: if len == 0 { 0 } else { offset }.into(),
             length: len.into(),
-            flags: (*flags).into(),
+            flags: item.flags.into(),
             reserved: 0.into(),
         };
         bytes.extend_from_slice(entry.as_bytes());
-        offset += len;
+        content.extend_from_slice(&item.content);
+        content.resize(content.len().next_multiple_of(8), 0);
     }
     bytes.resize(METADATA_TABLE_BYTES, 0);
-    bytes.extend(items.iter().flat_map(|(_, _, content)| content));
-    assert!(bytes.len() <= 1 << 20, "the items of a new file fit its region");
+    bytes.append(&mut content);
     bytes
+}
+
+/// The items that a child of a disk takes over: those that describe the virtual disk and are not of the format, which
+/// a new file writes itself. MS-VHDX 2.6.1.2.
+pub(super) async fn inherited_items(
+    file: &Disk,
+    region: Region,
+    items: &[MetadataItem],
+) -> Result<Vec<NewItem>, OpenError> {
+    let own = |item: &&MetadataItem| {
+        item.is_virtual_disk && (item.is_user || item.id == CHS_PARAMETERS || !KNOWN_ITEMS.contains(&item.id))
+    };
+    let reader = ItemReader { file, region, items };
+    let mut inherited = Vec::new();
+    for item in items.iter().filter(own) {
+        inherited.push(NewItem { id: item.id, flags: item.flags(), content: reader.bytes(item).await? });
+    }
+    Ok(inherited)
 }
 
 #[cfg(test)]
@@ -341,9 +375,10 @@ mod tests {
 
     #[test]
     fn a_table_survives_its_encoding() {
+        let item = |id, flags, content| NewItem { id, flags, content };
         let items = [
-            (FILE_PARAMETERS, ITEM_IS_REQUIRED, vec![1; 8]),
-            (VIRTUAL_DISK_SIZE, ITEM_IS_VIRTUAL_DISK, vec![2; 8]),
+            item(FILE_PARAMETERS, ITEM_IS_REQUIRED, vec![1; 5]),
+            item(VIRTUAL_DISK_SIZE, ITEM_IS_VIRTUAL_DISK, vec![2; 8]),
         ];
         let bytes = encode(&items);
         let decoded = decode_table(&bytes[..METADATA_TABLE_BYTES]).unwrap();
