@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{BlockError, Buffer, Extent};
 
-use crate::errno::{Errno, errno_of};
+use crate::errno::errno_of;
 use crate::export::{Export, Exports};
 use crate::handshake::{Handshake, Step};
 use crate::input::Input;
@@ -228,12 +228,6 @@ impl Connection {
         self.phase = Phase::Options;
     }
 
-    /// The server is shutting down: clients that are still in the handshake are told so. Requests are given as
-    /// before; whoever drives the connection stops asking for them.
-    pub fn shut_down(&mut self) {
-        self.handshake.shut_down();
-    }
-
     fn is_saturated(&self) -> bool {
         self.in_flight.requests >= limits::REQUESTS_IN_FLIGHT_MAX
             || self.in_flight.bytes >= limits::PAYLOAD_BYTES_IN_FLIGHT_MAX
@@ -363,11 +357,6 @@ impl Connection {
     pub fn reply_error(&mut self, pending: Pending, error: &BlockError) {
         let errno = errno_of(error.kind(), pending.purpose);
         self.output.error(self.framing(), &pending, errno, &error.chain());
-    }
-
-    /// Answers a request that will not be carried out because the server is shutting down.
-    pub fn reply_shutdown(&mut self, pending: Pending) {
-        self.output.error(self.framing(), &pending, Errno::Shutdown, "the server is shutting down");
     }
 
     /// Whether there is anything to send.

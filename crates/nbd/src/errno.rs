@@ -18,8 +18,6 @@ pub enum Errno {
     NoSpc = 28,
     /// Operation not supported: only for a fast zero request that would not be fast.
     NotSup = 95,
-    /// The server is shutting down.
-    Shutdown = 108,
 }
 
 impl Errno {

@@ -18,7 +18,6 @@ pub(crate) struct Handshake {
     fixed_newstyle: bool,
     no_zeroes: bool,
     encrypted: bool,
-    shutting_down: bool,
     framing: Framing,
     /// The last selection of contexts, and the export it was made for.
     selected: Option<(usize, Selection)>,
@@ -45,7 +44,6 @@ impl Handshake {
             fixed_newstyle: false,
             no_zeroes: false,
             encrypted: false,
-            shutting_down: false,
             framing: Framing::Simple,
             selected: None,
             options: 0,
@@ -69,11 +67,6 @@ impl Handshake {
         self.fixed_newstyle = flags & wire::CLIENT_FIXED_NEWSTYLE != 0;
         self.no_zeroes = flags & wire::CLIENT_NO_ZEROES != 0;
         Ok(())
-    }
-
-    /// Further options are answered with `NBD_REP_ERR_SHUTDOWN`.
-    pub(crate) fn shut_down(&mut self) {
-        self.shutting_down = true;
     }
 
     /// TLS is up. What was agreed before could have been agreed by somebody in between.
@@ -132,9 +125,6 @@ impl Handshake {
                 reply.ack();
                 return Ok(Step::Abort);
             }
-            // proto.md, "Termination of the session during option haggling": further options should be refused with
-            // ERR_SHUTDOWN, other than ABORT.
-            _ if self.shutting_down => reply.error(wire::REP_ERR_SHUTDOWN, "the server is shutting down"),
             wire::OPT_STARTTLS => return Ok(self.start_tls(data, reply)),
             // proto.md, "FORCEDTLS mode": any other option gets ERR_TLS_REQD if TLS has not been initiated.
             _ if self.needs_tls() => reply.error(wire::REP_ERR_TLS_REQD, "this server requires TLS"),
@@ -153,9 +143,6 @@ impl Handshake {
     fn export_name(&self, data: &[u8], output: &mut Output) -> Result<Step, Violation> {
         if self.needs_tls() {
             return Err(Violation::ExportName("it has not started TLS"));
-        }
-        if self.shutting_down {
-            return Err(Violation::ExportName("the server is shutting down"));
         }
         let index = self.exports.find(data).ok_or(Violation::ExportName("no export has that name"))?;
         let facts = self.exports.list()[index].facts(self.framing != Framing::Simple);

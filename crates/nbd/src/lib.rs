@@ -30,6 +30,8 @@ mod meta;
 mod option;
 mod output;
 mod request;
+#[cfg(test)]
+mod tests;
 mod violation;
 mod wire;
 

@@ -36,7 +36,6 @@ pub(crate) const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub(crate) const REP_ERR_INVALID: u32 = (1 << 31) + 3;
 pub(crate) const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 pub(crate) const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
-pub(crate) const REP_ERR_SHUTDOWN: u32 = (1 << 31) + 7;
 pub(crate) const REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
 pub(crate) const REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 

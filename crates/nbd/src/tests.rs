@@ -1,0 +1,6 @@
+//! Whole connections, driven by scripted clients.
+
+mod any_bytes;
+mod client;
+mod handshake;
+mod transmission;
