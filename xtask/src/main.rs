@@ -1,5 +1,6 @@
 //! The project's own automation: `cargo xtask <command>`.
 
+mod fuzz;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
 commands:
-  tidy    hold the tree to the rules of CONTRIBUTING.md and ARCHITECTURE.md
+  tidy                            hold the tree to the rules of CONTRIBUTING.md and ARCHITECTURE.md
+  fuzz [target]... [--seconds N]  fuzz the decoders; GODWIT_FUZZ_SECONDS stands in for --seconds
 ";
 
 fn main() -> ExitCode {
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
         ["tidy"] => tidy::run(&root()),
+        ["fuzz", rest @ ..] => fuzz::Plan::parse(rest).and_then(|plan| fuzz::run(&root(), &plan)),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
