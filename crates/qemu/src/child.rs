@@ -80,6 +80,24 @@ impl Child {
         }
     }
 
+    /// Calls `notify` on a thread of its own when the process has ended. It is still to be waited for then.
+    ///
+    /// # Errors
+    /// If there can be no more descriptors or threads.
+    pub fn notify_end(&self, notify: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let pidfd = self.pidfd.try_clone()?;
+        let wait = move || {
+            loop {
+                match wait_readable(pidfd.as_fd(), Duration::from_secs(3600)) {
+                    Ok(false) => {}
+                    // An error does not happen with a valid descriptor; if it does, the caller looks for itself.
+                    Ok(true) | Err(_) => return notify(),
+                }
+            }
+        };
+        std::thread::Builder::new().name("child-end".into()).spawn(wait).map(drop)
+    }
+
     /// Sends `signal`. Nothing happens if the process has ended.
     ///
     /// # Errors
@@ -145,6 +163,17 @@ mod tests {
         let status = child.kill().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
         assert!(child.wait_timeout(Duration::ZERO).unwrap().is_some(), "the end stays known");
+    }
+
+    #[test]
+    fn the_end_of_a_child_is_notified() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut child = Child::spawn(Command::new("sleep").arg("1000"), &[]).unwrap();
+        child.notify_end(move || sender.send(()).unwrap()).unwrap();
+        assert!(receiver.try_recv().is_err());
+        child.signal(Signal::TERM).unwrap();
+        receiver.recv().unwrap();
+        assert!(child.wait_timeout(Duration::ZERO).unwrap().is_some());
     }
 
     #[test]

@@ -216,6 +216,10 @@ impl Machine {
             }
             args.add("-append", [&boot.append]);
         }
+        if self.kind == MachineKind::Microvm {
+            // The transport is the one of before virtio 1.0 by default, which vhost-user servers refuse.
+            args.add("-global", ["virtio-mmio.force-legacy=false"]);
+        }
         for disk in &self.disks {
             self.disk_arguments(disk, version, &mut args)?;
         }

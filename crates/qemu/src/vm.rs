@@ -121,6 +121,15 @@ impl Vm {
         self.qmp.execute("system_powerdown", json!({}), COMMAND_TIMEOUT).map(drop)
     }
 
+    /// Tells QEMU to end without asking the guest, whose unwritten data is lost, as when a plug is pulled. QEMU still
+    /// flushes what its disks have been sent; wait for its end.
+    ///
+    /// # Errors
+    /// What QEMU or the connection to it reports.
+    pub fn ask_to_quit(&mut self) -> Result<(), QmpError> {
+        self.qmp.execute("quit", json!({}), COMMAND_TIMEOUT).map(drop)
+    }
+
     /// Ends the machine in order: power button, `quit` if the guest has not gone off within `patience`, and a kill if
     /// that does not help either.
     ///
@@ -137,13 +146,12 @@ impl Vm {
         self.quit()
     }
 
-    /// Ends QEMU without asking the guest, whose unwritten data is lost, as when a plug is pulled; what its disks have
-    /// been sent is still flushed.
+    /// [`Self::ask_to_quit`], and a kill if that does not help within half a minute.
     ///
     /// # Errors
     /// What waiting for the process reports.
     pub fn quit(mut self) -> io::Result<(Stopped, ExitStatus)> {
-        if let Err(error) = self.qmp.execute("quit", json!({}), COMMAND_TIMEOUT) {
+        if let Err(error) = self.ask_to_quit() {
             tracing::info!(%error, "qemu did not accept to quit");
         }
         match self.child.wait_timeout(QUIT_TIMEOUT)? {
