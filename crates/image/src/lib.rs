@@ -5,6 +5,7 @@
 
 mod format;
 mod image_dev;
+pub mod raw;
 pub mod vhdx;
 
 pub use image_dev::ImageDev;

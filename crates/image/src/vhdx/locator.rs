@@ -200,7 +200,10 @@ impl ParentLocator {
                 continue;
             }
             found.push(join_lexically(child_dir, &value.replace('\\', "/")));
-            found.push(join_lexically(child_dir, value));
+            // No Linux program starts a path like this, and a message need not name what nobody meant.
+            if !value.starts_with(".\\") && !value.starts_with("..\\") {
+                found.push(join_lexically(child_dir, value));
+            }
         }
         found.append(&mut last_resort);
         let mut unique: Vec<PathBuf> = Vec::new();
@@ -300,9 +303,10 @@ mod tests {
             (RELATIVE, "..\\gold\\base.vhdx"),
         ];
         let beside = "/disks/vm/base.vhdx";
+        assert_eq!(candidates(&windows), ["/disks/vm/../gold/base.vhdx", beside]);
         // What a Linux file may be called comes after what Windows means.
-        let literal = "/disks/vm/..\\gold\\base.vhdx";
-        assert_eq!(candidates(&windows), ["/disks/vm/../gold/base.vhdx", literal, beside]);
+        let odd = [(RELATIVE, "gold\\base.vhdx")];
+        assert_eq!(candidates(&odd), ["/disks/vm/gold/base.vhdx", "/disks/vm/gold\\base.vhdx"]);
         assert_eq!(
             candidates(&[(RELATIVE, "base.vhdx"), (ABSOLUTE, "/gold/base.vhdx")]),
             [beside, "/gold/base.vhdx"]
