@@ -8,7 +8,10 @@
 //! | [`FaultDev`], [`Fault`] | requests that fail by rules with states |
 //! | [`Model`] | what a disk may contain, live and after a crash, by the contract alone |
 //! | [`Op`], [`Shape`], [`run_ops`], [`Runner`] | random requests, run against the model, one by one or several at a time |
+//! | [`conformance`] | the contract's table of semantics, line by line, for every device |
 //! | [`block_on`], [`run_tasks`], [`LocalTasks`] | futures without a runtime, several of them in a seeded order |
+
+pub mod conformance;
 
 mod crash;
 mod executor;

@@ -172,8 +172,14 @@ pub(crate) fn check_request(info: &DevInfo, size: u64, offset: u64, len: u64) ->
     }
 }
 
+/// Refuses memory that is not aligned as the device asks: where segments start, and between them. What ends a request
+/// is a multiple of the block, however long the alignment is.
 pub(crate) fn check_memory(info: &DevInfo, memory: &SgList) -> Result<()> {
-    if memory.is_aligned(info.memory_align as usize) {
+    let (align, unit) = (info.memory_align as usize, info.memory_align.min(info.block_bytes) as usize);
+    let aligned = |segment: &block::Segment| {
+        (segment.as_ptr() as usize).is_multiple_of(align) && segment.len().is_multiple_of(unit)
+    };
+    if memory.segments().iter().all(aligned) {
         return Ok(());
     }
     let message = format!("memory is not aligned to {} bytes", info.memory_align);
