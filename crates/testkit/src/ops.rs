@@ -42,18 +42,27 @@ pub enum Op {
 /// The bytes that a write with `stamp` puts at `range`: each eight of them say which write they are of and where they
 /// belong, so that stale and misplaced data are told apart from good.
 pub fn pattern(stamp: u64, range: ByteRange) -> Vec<u8> {
-    let mut bytes = vec![0; range.len() as usize];
+    let len = range.len() as usize;
     if stamp == 0 {
-        return bytes;
+        return vec![0; len];
     }
-    for piece in range.split_by(8) {
-        let word = Rng::new(stamp ^ (piece.start() / 8).wrapping_mul(0x2545_f491_4f6c_dd1d)).next_u64() | 1;
-        let (at, skip) = ((piece.start() - range.start()) as usize, (piece.start() % 8) as usize);
-        let len = piece.len() as usize;
-        bytes[at..at + len].copy_from_slice(&word.to_le_bytes()[skip..skip + len]);
+    // Whole words around the range, cut to it at the end.
+    let skip = (range.start() % WORD_BYTES) as usize;
+    let mut bytes = vec![0; (skip + len).next_multiple_of(WORD_BYTES as usize)];
+    let mut word =
+        Rng::new(stamp).next_u64().wrapping_add((range.start() / WORD_BYTES).wrapping_mul(WORD_STEP));
+    for place in bytes.chunks_exact_mut(WORD_BYTES as usize) {
+        place.copy_from_slice(&(word | 1).to_le_bytes());
+        word = word.wrapping_add(WORD_STEP);
     }
+    bytes.truncate(skip + len);
+    bytes.drain(..skip);
     bytes
 }
+
+const WORD_BYTES: u64 = 8;
+/// What two words beside each other differ by; odd, so that no two words of a disk are the same by it alone.
+const WORD_STEP: u64 = 0x2545_f491_4f6c_dd1d;
 
 /// What random requests look like.
 #[derive(Clone, Debug)]
@@ -290,4 +299,35 @@ impl<'a> Runner<'a> {
 
 fn ended(done: &Result<(), BlockError>) -> Ended {
     if done.is_ok() { Ended::Done } else { Ended::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_depends_on_the_place_and_not_on_how_it_is_cut() {
+        let range = |start, len| ByteRange::new(start, len).unwrap();
+        let whole = pattern(3, range(0, 100));
+        for (start, len) in [(0, 8), (3, 4), (7, 50), (8, 1), (99, 1), (50, 0)] {
+            assert_eq!(pattern(3, range(start, len)), whole[start as usize..(start + len) as usize]);
+        }
+        assert_ne!(pattern(4, range(0, 100)), whole);
+        assert_ne!(whole[..48], whole[48..96]);
+    }
+
+    #[test]
+    fn random_requests_are_aligned_lie_on_the_disk_and_meet_the_borders() {
+        let info = DevInfo { block_bytes: 512, ..crate::MemDev::INFO };
+        let shape = Shape { borders: vec![1 << 20], ..Shape::new(10 << 20, &info) };
+        let (mut at_end, mut crossing, mut empty) = (0, 0, 0);
+        for op in shape.ops(1, 2000) {
+            let (Op::Read(range) | Op::Discard(range) | Op::Status(range)) = op else { continue };
+            assert!(range.end() <= shape.size && (range.start() | range.len()).is_multiple_of(512));
+            at_end += usize::from(range.end() == shape.size);
+            empty += usize::from(range.is_empty());
+            crossing += usize::from(range.split_by(1 << 20).count() > 1);
+        }
+        assert!(at_end > 20 && crossing > 20 && empty > 20, "{at_end} {crossing} {empty}");
+    }
 }
