@@ -1,0 +1,73 @@
+//! System calls that take memory by address, because a scatter list has no Rust reference to give.
+#![expect(unsafe_code, reason = "vectored reads and writes, ioctls and locks take raw addresses")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use block::SgList;
+use smallvec::SmallVec;
+
+/// The most segments that one call may carry (UIO_MAXIOV).
+const SEGMENTS_MAX: usize = 1024;
+/// The most bytes that one call moves; the kernel would cut at 2 GiB less a page.
+const CALL_BYTES_MAX: u64 = 1 << 30;
+
+/// The addresses of a request's memory, for one call.
+pub(crate) type IoVecs = SmallVec<[libc::iovec; 4]>;
+
+/// Which way bytes move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the file.
+    Read,
+    /// To the file.
+    Write,
+}
+
+/// Addresses of the first bytes of `memory`, as many as one call takes.
+///
+/// They are good for as long as a clone of `memory` lives.
+pub(crate) fn iovecs(memory: &SgList, into: &mut IoVecs) {
+    into.clear();
+    let mut room = CALL_BYTES_MAX;
+    for segment in memory.segments().iter().take(SEGMENTS_MAX) {
+        let len = room.min(segment.len() as u64);
+        if len == 0 {
+            break;
+        }
+        into.push(libc::iovec { iov_base: segment.as_ptr().cast(), iov_len: len as usize });
+        room -= len;
+    }
+}
+
+/// Reads or writes what one call takes of `memory` at `offset`, with the `RWF_*` `flags`.
+///
+/// Returns how many bytes were moved; 0 is the end of the file. A call that a signal cut off is made again.
+pub(crate) fn transfer(
+    fd: BorrowedFd<'_>,
+    direction: Direction,
+    offset: u64,
+    memory: &SgList,
+    flags: i32,
+) -> io::Result<u64> {
+    let mut vecs = IoVecs::new();
+    iovecs(memory, &mut vecs);
+    let (fd, count, at) = (fd.as_raw_fd(), vecs.len() as libc::c_int, offset as libc::off_t);
+    loop {
+        // SAFETY: the vectors hold addresses inside `memory`, which lives until the call has returned, and segments
+        // are memory that may be read and written at any time.
+        let moved = unsafe {
+            match direction {
+                Direction::Read => libc::preadv2(fd, vecs.as_ptr(), count, at, flags),
+                Direction::Write => libc::pwritev2(fd, vecs.as_ptr(), count, at, flags),
+            }
+        };
+        if moved >= 0 {
+            return Ok(moved as u64);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
