@@ -8,7 +8,9 @@
 //! it to does not get the memory.
 
 mod bounded;
+mod locator;
 mod nbd;
+mod vhdx;
 
 pub use bounded::BoundedAllocator;
 
@@ -34,7 +36,12 @@ pub struct Target {
 pub type Seed = (&'static str, Vec<u8>);
 
 /// The targets.
-pub const TARGETS: &[Target] = &[Target { name: "nbd", run: nbd::run, seeds: nbd::seeds }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "locator", run: locator::run, seeds: locator::seeds },
+    Target { name: "nbd", run: nbd::run, seeds: nbd::seeds },
+    Target { name: "vhdx_open", run: vhdx::run_as_is, seeds: vhdx::seeds },
+    Target { name: "vhdx_log", run: vhdx::run_sealed, seeds: vhdx::seeds },
+];
 
 /// The target called `name`.
 pub fn find(name: &str) -> Option<Target> {
