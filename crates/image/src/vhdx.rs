@@ -12,6 +12,7 @@
 //!
 //! Source: MS-VHDX 8.0; where programs in the wild do otherwise, the line that allows for it says so.
 
+pub mod check;
 pub mod create;
 pub mod error;
 pub mod geometry;
@@ -29,6 +30,7 @@ mod engine;
 mod overlay;
 mod replay;
 
+pub use check::{CheckOptions, CheckReport, check};
 pub use create::{CreateError, CreateOptions, Kind, create};
 pub use engine::Vhdx;
 pub use error::OpenError;

@@ -8,7 +8,7 @@ use block::{ByteRange, Disk};
 use super::error::EntryFault;
 use super::geometry::{Geometry, Slot};
 use super::layout::{BAT_ENTRY_BYTES, BITMAP_BLOCK_BYTES, BatEntry, BitmapState, PayloadState};
-use super::regions::Regions;
+use super::regions::{Region, Regions};
 use super::space::{Owner, Taken};
 use super::{OpenError, SpaceMap, disk_io};
 
@@ -25,12 +25,13 @@ pub(super) async fn claim_blocks(
     space: &mut SpaceMap,
 ) -> Result<(), OpenError> {
     let mut claims = Claims { file_bytes: file.size(), geometry, space, chunk: ChunkState::default() };
-    check_length(regions, geometry)?;
-    let result = scan(file, regions, geometry, |index, entry| claims.take(index, entry)).await;
+    check_length(regions.bat, geometry)?;
+    let table = table_of(regions.bat, geometry);
+    let result = scan(file, table, |index, entry| claims.take(index, entry)).await;
     let result = result.and_then(|()| claims.finish_chunk());
     match result {
         Err(Stop::Entry { index, entry, fault }) => {
-            let fault = name_other_block(file, regions, geometry, index, entry, fault).await?;
+            let fault = name_other_block(file, table, geometry, index, entry, fault).await?;
             Err(OpenError::BatEntry { index, entry: entry.0, fault })
         }
         Err(Stop::Open(error)) => Err(error),
@@ -39,8 +40,8 @@ pub(super) async fn claim_blocks(
 }
 
 /// Checks that the table that the geometry asks for fits its region.
-pub(super) fn check_length(regions: &Regions, geometry: &Geometry) -> Result<(), OpenError> {
-    let entries = regions.bat.len / BAT_ENTRY_BYTES;
+pub(super) fn check_length(bat: Region, geometry: &Geometry) -> Result<(), OpenError> {
+    let entries = bat.len / BAT_ENTRY_BYTES;
     if entries < geometry.bat_entries {
         return Err(OpenError::BatTooShort { entries, needed: geometry.bat_entries });
     }
@@ -56,15 +57,18 @@ pub(super) enum Stop {
     Open(OpenError),
 }
 
-/// Calls `each(index, entry)` for every entry of the table that is not zero, ascending.
+/// Where the table of a disk lies, as far as its region reaches.
+pub(super) fn table_of(bat: Region, geometry: &Geometry) -> ByteRange {
+    let len = geometry.bat_bytes().min(bat.len / BAT_ENTRY_BYTES * BAT_ENTRY_BYTES);
+    ByteRange::new(bat.offset, len).expect("the table lies in its region")
+}
+
+/// Calls `each(index, entry)` for every entry of `table` that is not zero, ascending.
 pub(super) async fn scan(
     file: &Disk,
-    regions: &Regions,
-    geometry: &Geometry,
+    table: ByteRange,
     mut each: impl FnMut(u64, BatEntry) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let start = regions.bat.offset;
-    let table = ByteRange::new(start, geometry.bat_bytes()).expect("the table lies in its region");
     for window in table.split_by(STATUS_BYTES) {
         for piece in data_pieces(file, window).await.map_err(Stop::Open)? {
             for part in piece.split_by(PIECE_BYTES) {
@@ -72,7 +76,7 @@ pub(super) async fn scan(
                 let bytes = disk_io::read(file, part.start(), len).await;
                 let bytes =
                     bytes.map_err(OpenError::host("read the block allocation table")).map_err(Stop::Open)?;
-                let first = (part.start() - start) / BAT_ENTRY_BYTES;
+                let first = (part.start() - table.start()) / BAT_ENTRY_BYTES;
                 for (index, bytes) in (first..).zip(bytes.chunks_exact(BAT_ENTRY_BYTES as usize)) {
                     let entry = BatEntry(u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
                     if entry.0 != 0 {
@@ -224,7 +228,7 @@ pub(super) fn owned_space(
 /// Finds which other block has the space of the entry at `index`, for the error.
 async fn name_other_block(
     file: &Disk,
-    regions: &Regions,
+    table: ByteRange,
     geometry: &Geometry,
     index: u64,
     entry: BatEntry,
@@ -235,7 +239,7 @@ async fn name_other_block(
         |index, entry| owned_space(geometry.slot(index), entry, geometry, file.size()).ok().flatten();
     let Some(wanted) = space_of(index, entry) else { return Ok(fault) };
     let mut other = None;
-    let found = scan(file, regions, geometry, |at, entry| {
+    let found = scan(file, table, |at, entry| {
         if at != index && space_of(at, entry).is_some_and(|space| space.overlaps(wanted)) {
             other = Some(at);
             return Err(Stop::Entry { index: at, entry, fault });

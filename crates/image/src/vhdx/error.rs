@@ -429,9 +429,67 @@ impl OpenError {
         }
     }
 
+    /// The broken rule in a few words that never change, for scripts and for [`super::check`].
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::TooShort { .. } => "file-too-short",
+            Self::TooLong { .. } => "file-too-long",
+            Self::NotVhdx => "identifier",
+            Self::NoHeader { .. } => "no-header",
+            Self::HeadersContradict { .. } => "headers-contradict",
+            Self::UnknownVersion { .. } => "version",
+            Self::SequenceExhausted { .. } => "header-sequence",
+            Self::UnknownLogVersion { .. } => "log-version",
+            Self::LogPlace { .. } => "log-place",
+            Self::LogEmpty { .. } => "log-empty",
+            Self::LogFileCut { .. } => "log-file-cut",
+            Self::LogBeyondLimit { .. } => "log-beyond-limit",
+            Self::NoRegionTable { .. } => "no-region-table",
+            Self::UnknownRegion { .. } => "region-unknown",
+            Self::DuplicateRegion { .. } => "region-duplicate",
+            Self::MissingRegion { .. } => "region-missing",
+            Self::RegionPlace { .. } => "region-place",
+            Self::StructuresOverlap { .. } => "structure-overlap",
+            Self::MetadataTable { .. } => "metadata-table",
+            Self::ItemPlace { .. } => "item-place",
+            Self::DuplicateItem { .. } => "item-duplicate",
+            Self::UnknownItem { .. } => "item-unknown",
+            Self::MissingItem { .. } => "item-missing",
+            Self::ItemFlags { .. } => "item-flags",
+            Self::ItemLength { .. } => "item-length",
+            Self::Incomplete => "incomplete",
+            Self::BlockSize { .. } => "block-size",
+            Self::ParameterFlags { .. } => "parameter-flags",
+            Self::SectorSize { .. } => "sector-size",
+            Self::SizeNotSectors { .. } => "size-not-sectors",
+            Self::SizeTooLarge { .. } => "size-too-large",
+            Self::Locator { .. } => "parent-locator",
+            Self::BatTooShort { .. } => "bat-too-short",
+            Self::BatEntry { fault, .. } => fault.rule(),
+            Self::NoLog => "no-log",
+            Self::Host { .. } => "host",
+        }
+    }
+
     /// The error of a host that failed while `doing`, a present-tense action.
     pub fn host(doing: &'static str) -> impl Fn(BlockError) -> Self {
         move |source| Self::Host { doing, source }
+    }
+}
+
+impl EntryFault {
+    /// The broken rule in a few words that never change.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::State { .. } => "bat-state",
+            Self::Reserved => "bat-reserved",
+            Self::NoOffset => "bat-no-offset",
+            Self::BeyondEnd { .. } => "bat-beyond-end",
+            Self::Taken { .. } | Self::SharedWith { .. } => "bat-overlap",
+            Self::PartialWithoutParent => "bat-partial-without-parent",
+            Self::PartialWithoutBitmap { .. } => "bat-partial-without-bitmap",
+            Self::BitmapWithoutParent => "bat-bitmap-without-parent",
+        }
     }
 }
 

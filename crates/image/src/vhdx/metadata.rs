@@ -57,19 +57,50 @@ impl Metadata {
             .map_err(OpenError::host("read the metadata table"))?;
         let items = decode_table(&table)
             .map_err(|fault| OpenError::MetadataTable { offset: region.offset, fault })?;
-        check_items(&items, region)?;
-        let reader = ItemReader { file, region, items: &items };
-        let sectors = SectorSizes::read(&reader).await?;
-        let (block_bytes, flags) = reader.parameters().await?;
+        if let Some(fault) = item_faults(&items, region).into_iter().next() {
+            return Err(fault);
+        }
+        let values = Values::read(&ItemReader { file, region, items: &items }).await;
+        let (block_bytes, flags) = values.parameters?;
         let has_parent = flags & PARAMETER_HAS_PARENT != 0;
-        let virtual_size = reader.virtual_size(sectors.logical).await?;
-        let geometry =
-            Geometry::new(virtual_size, block_bytes, sectors.logical, sectors.physical, has_parent);
-        let disk_id = Uuid::from_bytes_le(reader.array(VIRTUAL_DISK_ID_ITEM).await?);
-        let locator = if has_parent { Some(reader.locator().await?) } else { None };
-        // The flag is to be ignored where there is a parent.
-        let leave_blocks_allocated = flags & PARAMETER_LEAVE_BLOCKS_ALLOCATED != 0 && !has_parent;
-        Ok(Self { geometry, leave_blocks_allocated, disk_id, locator, items })
+        let (logical, physical) = (values.logical_sector?, values.physical_sector?);
+        let geometry = Geometry::new(values.virtual_size?, block_bytes, logical, physical, has_parent);
+        Ok(Self {
+            geometry,
+            // The flag is to be ignored where there is a parent.
+            leave_blocks_allocated: flags & PARAMETER_LEAVE_BLOCKS_ALLOCATED != 0 && !has_parent,
+            disk_id: values.disk_id?,
+            locator: values.locator.transpose()?,
+            items,
+        })
+    }
+}
+
+/// What each item of the format says, or what is wrong with it.
+pub(super) struct Values {
+    /// Block size and flags.
+    pub(super) parameters: Result<(u32, u32), OpenError>,
+    pub(super) virtual_size: Result<u64, OpenError>,
+    pub(super) logical_sector: Result<u32, OpenError>,
+    pub(super) physical_sector: Result<u32, OpenError>,
+    pub(super) disk_id: Result<Uuid, OpenError>,
+    /// There where the flags say that there is a parent.
+    pub(super) locator: Option<Result<ParentLocator, OpenError>>,
+}
+
+impl Values {
+    pub(super) async fn read(reader: &ItemReader<'_>) -> Self {
+        let logical_sector = reader.sector_size("logical", LOGICAL_SECTOR_ITEM).await;
+        let parameters = reader.parameters().await;
+        let has_parent = parameters.as_ref().is_ok_and(|(_, flags)| flags & PARAMETER_HAS_PARENT != 0);
+        Self {
+            virtual_size: reader.virtual_size(*logical_sector.as_ref().unwrap_or(&512)).await,
+            physical_sector: reader.sector_size("physical", PHYSICAL_SECTOR_ITEM).await,
+            disk_id: reader.array(VIRTUAL_DISK_ID_ITEM).await.map(Uuid::from_bytes_le),
+            locator: if has_parent { Some(reader.locator().await) } else { None },
+            logical_sector,
+            parameters,
+        }
     }
 }
 
@@ -104,10 +135,10 @@ const KNOWN_ITEMS: [Uuid; 8] = [
     PMEM_LABEL,
 ];
 
-struct ItemReader<'a> {
-    file: &'a Disk,
-    region: Region,
-    items: &'a [MetadataItem],
+pub(super) struct ItemReader<'a> {
+    pub(super) file: &'a Disk,
+    pub(super) region: Region,
+    pub(super) items: &'a [MetadataItem],
 }
 
 impl ItemReader<'_> {
@@ -161,26 +192,16 @@ impl ItemReader<'_> {
         Ok(virtual_size)
     }
 
+    async fn sector_size(&self, which: &'static str, known: Known) -> Result<u32, OpenError> {
+        match u32::from_le_bytes(self.array(known).await?) {
+            bytes @ (512 | 4096) => Ok(bytes),
+            bytes => Err(OpenError::SectorSize { which, bytes }),
+        }
+    }
+
     async fn locator(&self) -> Result<ParentLocator, OpenError> {
         let bytes = self.bytes(self.find(LOCATOR_ITEM)?).await?;
         ParentLocator::decode(&bytes).map_err(|fault| OpenError::Locator { fault })
-    }
-}
-
-struct SectorSizes {
-    logical: u32,
-    physical: u32,
-}
-
-impl SectorSizes {
-    async fn read(reader: &ItemReader<'_>) -> Result<Self, OpenError> {
-        let check = |which, bytes| match bytes {
-            512 | 4096 => Ok(bytes),
-            _ => Err(OpenError::SectorSize { which, bytes }),
-        };
-        let logical = u32::from_le_bytes(reader.array(LOGICAL_SECTOR_ITEM).await?);
-        let physical = u32::from_le_bytes(reader.array(PHYSICAL_SECTOR_ITEM).await?);
-        Ok(Self { logical: check("logical", logical)?, physical: check("physical", physical)? })
     }
 }
 
@@ -191,6 +212,11 @@ impl MetadataItem {
         bit(self.is_user, ITEM_IS_USER)
             | bit(self.is_virtual_disk, ITEM_IS_VIRTUAL_DISK)
             | bit(self.is_required, ITEM_IS_REQUIRED)
+    }
+
+    /// Whether its place is one that an item may have in a region of `region_len` bytes.
+    pub(super) fn fits(&self, region_len: u64) -> bool {
+        self.fault(region_len).is_none()
     }
 
     fn place(&self) -> ByteRange {
@@ -244,45 +270,42 @@ fn decode_entry(bytes: &[u8]) -> Result<MetadataItem, TableFault> {
     })
 }
 
-/// Checks places, uniqueness and requirements of the items of `region`.
-pub(super) fn check_items(items: &[MetadataItem], region: Region) -> Result<(), OpenError> {
+/// What is wrong with places, uniqueness and requirements of the items of `region`.
+pub(super) fn item_faults(items: &[MetadataItem], region: Region) -> Vec<OpenError> {
+    let mut faults = Vec::new();
     for item in items {
         if let Some(fault) = item.fault(region.len) {
-            return Err(place_error(item, fault));
+            faults.push(place_error(item, fault));
         }
         if item.id == INCOMPLETE_FILE && !item.is_user {
-            return Err(OpenError::Incomplete);
-        }
-        // What a user requires, nobody else can know.
-        if item.is_required && (item.is_user || !KNOWN_ITEMS.contains(&item.id)) {
-            return Err(OpenError::UnknownItem { item: item.id });
+            faults.push(OpenError::Incomplete);
+        } else if item.is_required && (item.is_user || !KNOWN_ITEMS.contains(&item.id)) {
+            // What a user requires, nobody else can know.
+            faults.push(OpenError::UnknownItem { item: item.id });
         }
     }
     let users = items.iter().filter(|item| item.is_user).count();
     if users > USER_ITEM_COUNT_MAX.into() {
         let fault = TableFault::Count { count: users as u32, max: USER_ITEM_COUNT_MAX.into() };
-        return Err(OpenError::MetadataTable { offset: region.offset, fault });
+        faults.push(OpenError::MetadataTable { offset: region.offset, fault });
     }
-    check_duplicates(items)?;
-    check_overlaps(items)
+    faults.extend(duplicates(items));
+    faults.extend(overlaps(items));
+    faults
 }
 
-fn check_duplicates(items: &[MetadataItem]) -> Result<(), OpenError> {
+fn duplicates(items: &[MetadataItem]) -> Vec<OpenError> {
     let mut keys: Vec<_> = items.iter().map(|item| (item.id, item.is_user)).collect();
     keys.sort_unstable();
-    match keys.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(OpenError::DuplicateItem { item: pair[0].0 }),
-        None => Ok(()),
-    }
+    let pairs = keys.windows(2).filter(|pair| pair[0] == pair[1]);
+    pairs.map(|pair| OpenError::DuplicateItem { item: pair[0].0 }).collect()
 }
 
-fn check_overlaps(items: &[MetadataItem]) -> Result<(), OpenError> {
+fn overlaps(items: &[MetadataItem]) -> Vec<OpenError> {
     let mut places: Vec<_> = items.iter().filter(|item| item.len > 0).collect();
     places.sort_unstable_by_key(|item| item.offset);
-    match places.windows(2).find(|pair| pair[0].place().overlaps(pair[1].place())) {
-        Some(pair) => Err(place_error(pair[1], PlaceFault::Overlap)),
-        None => Ok(()),
-    }
+    let pairs = places.windows(2).filter(|pair| pair[0].place().overlaps(pair[1].place()));
+    pairs.map(|pair| place_error(pair[1], PlaceFault::Overlap)).collect()
 }
 
 fn place_error(item: &MetadataItem, fault: PlaceFault) -> OpenError {
@@ -357,6 +380,10 @@ pub(super) async fn inherited_items(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check_items(items: &[MetadataItem], region: Region) -> Result<(), OpenError> {
+        item_faults(items, region).into_iter().next().map_or(Ok(()), Err)
+    }
 
     const REGION: Region = Region { guid: Uuid::nil(), offset: 2 << 20, len: 1 << 20, required: true };
 

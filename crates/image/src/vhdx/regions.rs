@@ -2,6 +2,8 @@
 //!
 //! Source: MS-VHDX 2.2.3.
 
+use std::collections::HashSet;
+
 use block::{ByteRange, Disk};
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
@@ -28,6 +30,11 @@ pub struct Region {
 }
 
 impl Region {
+    /// Whether its place is one that a region may have in a host file of `file_bytes`.
+    pub(super) fn fits(&self, file_bytes: u64) -> bool {
+        place_fault(self.offset, self.len, file_bytes).is_none()
+    }
+
     /// Its bytes in the host file; open has checked that they are a range.
     pub fn range(&self) -> ByteRange {
         ByteRange::new(self.offset, self.len).expect("the place of a region was checked when it was read")
@@ -63,25 +70,41 @@ impl Regions {
 
     /// Checks what a valid table lists, for a host file of `file_bytes`.
     pub(super) fn from_entries(all: &[Region], table: usize, file_bytes: u64) -> Result<Self, OpenError> {
-        for (index, region) in all.iter().enumerate() {
-            if let Some(fault) = place_fault(region.offset, region.len, file_bytes) {
-                let Region { guid, offset, len, .. } = *region;
-                return Err(OpenError::RegionPlace { guid, offset, len, fault });
-            }
-            if all[..index].iter().any(|other| other.guid == region.guid) {
-                return Err(OpenError::DuplicateRegion { guid: region.guid });
-            }
-            if region.required && !is_known(region.guid) {
-                return Err(OpenError::UnknownRegion { guid: region.guid });
-            }
+        if let Some(fault) = faults(all, file_bytes).into_iter().next() {
+            return Err(fault);
         }
-        let find = |guid, name| {
-            all.iter().find(|region| region.guid == guid).copied().ok_or(OpenError::MissingRegion { name })
-        };
-        let bat = find(BAT_REGION, "block allocation table")?;
-        let metadata = find(METADATA_REGION, "metadata")?;
+        let known = |guid| all.iter().find(|region| region.guid == guid).copied();
+        let bat = known(BAT_REGION).ok_or(OpenError::MissingRegion { name: BAT_NAME })?;
+        let metadata = known(METADATA_REGION).ok_or(OpenError::MissingRegion { name: METADATA_NAME })?;
         Ok(Self { bat, metadata, all: all.to_vec(), table })
     }
+}
+
+const BAT_NAME: &str = "block allocation table";
+const METADATA_NAME: &str = "metadata";
+
+/// What is wrong with the regions that a valid table lists, for a host file of `file_bytes`.
+pub(super) fn faults(all: &[Region], file_bytes: u64) -> Vec<OpenError> {
+    let mut faults = Vec::new();
+    let mut seen = HashSet::new();
+    for region in all {
+        let Region { guid, offset, len, required } = *region;
+        if let Some(fault) = place_fault(offset, len, file_bytes) {
+            faults.push(OpenError::RegionPlace { guid, offset, len, fault });
+        }
+        if !seen.insert(guid) {
+            faults.push(OpenError::DuplicateRegion { guid });
+        }
+        if required && !is_known(guid) {
+            faults.push(OpenError::UnknownRegion { guid });
+        }
+    }
+    for (guid, name) in [(BAT_REGION, BAT_NAME), (METADATA_REGION, METADATA_NAME)] {
+        if !seen.contains(&guid) {
+            faults.push(OpenError::MissingRegion { name });
+        }
+    }
+    faults
 }
 
 /// Whether a region is one that the format defines.
