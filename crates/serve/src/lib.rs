@@ -1,1 +1,3 @@
 //! Serves disks: shards, listeners and sessions.
+
+pub mod vhost_user;

@@ -1,0 +1,3 @@
+//! Measures vhost-user-blk servers side by side.
+
+fn main() {}
