@@ -2,13 +2,13 @@
 //!
 //! Operations are futures. The first poll queues an operation; [`turn`] tells the kernel of everything queued with one
 //! call and wakes the tasks whose operations are complete. Whoever runs the thread's tasks calls it:
-//! [`crate::block_on`] does, and a reactor does with [`set_turn_hook`] and [`completion_fd`].
+//! [`crate::block_on`] does, and a reactor does with [`set_turn_hook`] and [`completion_event`].
 
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -116,20 +116,23 @@ pub fn set_turn_hook(hook: Option<Rc<dyn Fn()>>) {
     drop(old);
 }
 
-/// The event descriptor that becomes readable when [`turn`] would find completions, valid until the thread ends;
-/// `None` where the pool does the work, which wakes tasks by itself.
+/// The event descriptor that becomes readable when [`turn`] would find completions; `None` where the pool does the
+/// work, which wakes tasks by itself.
 ///
 /// Edge-triggered waiting needs nothing more; where waiting is level-triggered the eight bytes of the event are to be
 /// read before the turn. Completions that the turn itself brought about show too.
-pub fn completion_fd() -> Option<RawFd> {
+///
+/// # Errors
+/// If the host has no descriptor left.
+pub fn completion_event() -> io::Result<Option<OwnedFd>> {
     THREAD.with_borrow_mut(|thread| {
         thread.engine();
-        thread.ring().map(|ring| ring.event().as_raw_fd())
+        thread.ring().map(|ring| ring.event().try_clone_to_owned()).transpose()
     })
 }
 
 /// Calls `wait` with the ring's descriptor, if the thread has a ring.
-pub(crate) fn with_completion_fd(wait: impl FnOnce(Option<BorrowedFd<'_>>)) {
+pub(crate) fn with_completion_event(wait: impl FnOnce(Option<BorrowedFd<'_>>)) {
     THREAD.with_borrow_mut(|thread| wait(thread.ring().map(|ring| ring.event())));
 }
 

@@ -3,7 +3,7 @@
 //! A [`HostFile`] is a [`block::BlockDev`]. Its requests run on the thread that polls them: at once where the bytes
 //! are in memory, else through that thread's io_uring, or on a pool of threads where the host has no ring to give.
 //! Nothing here depends on a runtime: [`block_on`] drives a thread that has none, and a reactor drives its own with
-//! [`turn`], [`set_turn_hook`] and [`completion_fd`].
+//! [`turn`], [`set_turn_hook`] and [`completion_event`].
 //!
 //! ```text
 //!   HostFile ── bytes in memory ──> preadv2 / pwritev2 on this thread
@@ -23,6 +23,6 @@ mod pool;
 mod ring;
 mod sys;
 
-pub use engine::{completion_fd, needs_turn, set_turn_hook, turn};
+pub use engine::{completion_event, needs_turn, set_turn_hook, turn};
 pub use file::{Access, Cache, HostFile, Inline, Lock, OpenOptions};
 pub use local::{Task, block_on, spawn};

@@ -205,7 +205,7 @@ impl Ready {
             }
             queue.sleeps = true;
         }
-        engine::with_completion_fd(|ring| {
+        engine::with_completion_event(|ring| {
             wait_for_events(self.event.as_fd(), ring.unwrap_or(self.event.as_fd()));
         });
         self.queue().sleeps = false;
