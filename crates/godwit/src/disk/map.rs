@@ -1,0 +1,139 @@
+//! `godwit disk map`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use block::{ByteRange, Disk, Extent, push_extent};
+use clap::Args;
+use serde::Serialize;
+
+use super::open::{self, Source};
+use super::progress::Progress;
+use super::size::Size;
+use super::svg::{self, Picture, Stretch};
+use crate::exit::Exit;
+use crate::report::Form;
+
+/// Bytes of the disk that one question covers: it bounds what an answer takes, and how often progress is shown.
+const QUESTION_BYTES: u64 = 64 << 30;
+
+/// Every stretch of the disk: its state, the layer that decides on it, and where its bytes lie.
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    #[command(flatten)]
+    source: Source,
+
+    /// Draw the map into this file, too.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// An extent as reported. The first seven fields are those of `qemu-img map --output=json`.
+#[derive(Debug, Serialize)]
+struct Entry<'a> {
+    /// First byte on the virtual disk.
+    start: u64,
+    length: u64,
+    /// Layer that decides, 0 for the image itself.
+    depth: u32,
+    /// Whether any layer describes the extent.
+    present: bool,
+    /// Whether it reads as zeroes.
+    zero: bool,
+    /// Whether bytes of it are stored.
+    data: bool,
+    /// Where in the layer's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    state: &'static str,
+    /// The layer's file.
+    filename: &'a str,
+}
+
+pub(crate) async fn run(args: MapArgs, form: Form) -> anyhow::Result<Exit> {
+    let opened = open::chain(&args.source).await?;
+    let extents = extents_of(&opened.disk).await?;
+    let layers = opened.layer_names();
+    opened.disk.close().await?;
+    let entries = entries(&extents, &layers);
+    if let Some(path) = &args.svg {
+        let drawn = draw(&args.source.path.display().to_string(), &layers, &extents);
+        std::fs::write(path, drawn).with_context(|| format!("write {}", path.display()))?;
+    }
+    form.print(&entries, |out, entries| write_table(out, entries))?;
+    Ok(Exit::Done)
+}
+
+/// All extents of `disk`.
+async fn extents_of(disk: &Disk) -> anyhow::Result<Vec<Extent>> {
+    let whole = disk.range();
+    let progress = Progress::of_bytes("map", whole.len());
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < whole.end() {
+        let question = ByteRange::new(at, QUESTION_BYTES.min(whole.end() - at)).expect("it lies on the disk");
+        let mut answer = Vec::new();
+        disk.block_status(question, &mut answer).await?;
+        for extent in answer {
+            // The last extent of an answer may reach beyond the question, and beyond the disk.
+            let len = extent.len.min(whole.end() - at);
+            push_extent(&mut extents, Extent { len, ..extent });
+            at += len;
+        }
+        progress.at(at);
+    }
+    Ok(extents)
+}
+
+fn entries<'a>(extents: &[Extent], layers: &'a [String]) -> Vec<Entry<'a>> {
+    let mut start = 0;
+    let entry = |extent: &Extent| {
+        let data = extent.state.is_data();
+        let entry = Entry {
+            start,
+            length: extent.len,
+            depth: extent.depth,
+            present: extent.state != block::ExtentState::NotPresent,
+            zero: !data,
+            data,
+            offset: extent.host_offset,
+            state: extent.state.name(),
+            filename: layers.get(extent.depth as usize).map_or("", String::as_str),
+        };
+        start += extent.len;
+        entry
+    };
+    extents.iter().map(entry).collect()
+}
+
+fn write_table(out: &mut dyn Write, entries: &[Entry<'_>]) -> io::Result<()> {
+    writeln!(
+        out,
+        "{:>16} {:>12} {:<17} {:>5} {:>16}  FILE",
+        "START", "LENGTH", "STATE", "LAYER", "HOST OFFSET"
+    )?;
+    for entry in entries {
+        let offset = entry.offset.map_or("-".to_owned(), |offset| format!("{offset:#x}"));
+        let length = Size::of(entry.length).to_string();
+        writeln!(
+            out,
+            "{:>#16x} {length:>12} {:<17} {:>5} {offset:>16}  {}",
+            entry.start, entry.state, entry.depth, entry.filename
+        )?;
+    }
+    Ok(())
+}
+
+fn draw(title: &str, layers: &[String], extents: &[Extent]) -> String {
+    let mut at = 0;
+    let stretches: Vec<Stretch> = extents
+        .iter()
+        .map(|extent| {
+            let start = at;
+            at += extent.len;
+            Stretch { start, len: extent.len, state: extent.state, depth: extent.depth }
+        })
+        .collect();
+    svg::draw(&Picture { title, size: at, layers, stretches: &stretches })
+}
