@@ -12,7 +12,7 @@ use crate::input::Input;
 use crate::limits;
 use crate::meta::Selection;
 use crate::output::{Framing, Output};
-use crate::request::{Command, Header, Pending, Request, Rules};
+use crate::request::{Command, Header, Pending, Refusal, Request, Rules};
 use crate::violation::Violation;
 use crate::wire;
 
@@ -35,6 +35,8 @@ pub struct Connection {
     in_flight: InFlight,
     /// The write whose payload is being received.
     writing: Option<Request>,
+    /// The request that is answered with an error once its payload has been skipped.
+    refused: Option<(Pending, Refusal)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,7 @@ impl Connection {
             over: false,
             in_flight: InFlight::default(),
             writing: None,
+            refused: None,
         }
     }
 
@@ -106,7 +109,9 @@ impl Connection {
             // proto.md, "Fixed newstyle negotiation": the client must not send an option before it has the reply to
             // the last one; a client that does waits, so that replies do not pile up.
             Phase::ClientFlags | Phase::Options => self.output.is_empty(),
-            Phase::Transmission { .. } => self.writing.is_some() || !self.is_saturated(),
+            Phase::Transmission { .. } => {
+                self.writing.is_some() || self.refused.is_some() || !self.is_saturated()
+            }
             Phase::StartingTls => false,
         }
     }
@@ -241,7 +246,13 @@ impl Connection {
             if self.writing.is_some() {
                 return Ok(self.finish_write().map(Event::Request));
             }
-            if self.is_saturated() || self.input.is_skipping() {
+            if self.input.is_skipping() {
+                return Ok(None);
+            }
+            if let Some((pending, refusal)) = self.refused.take() {
+                self.output.error(framing, &pending, refusal.errno, refusal.reason);
+            }
+            if self.is_saturated() {
                 return Ok(None);
             }
             let Some(header) = self.next_header(framing)? else { return Ok(None) };
@@ -291,7 +302,8 @@ impl Connection {
                 if payload_len > REFUSED_PAYLOAD_BYTES_MAX {
                     return Err(Violation::PayloadLength(payload_len));
                 }
-                self.output.error(rules.framing, &pending, refusal.errno, refusal.reason);
+                // libnbd takes a reply that comes before it has sent all of its request for one to nothing.
+                self.refused = Some((pending, refusal));
                 self.input.skip(payload_len);
                 return Ok(None);
             }
