@@ -1,0 +1,288 @@
+//! Listening sockets, and the connections that they give.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{TcpListener, ToSocketAddrs as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::Disk;
+use nbd::{Export, Exports, Security};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::session::Session;
+use super::tls::TlsIdentity;
+use super::transport::Plain;
+use super::uri::{Address, NbdUri};
+
+/// How many connections one server holds. Further ones wait in the backlog of the socket until one ends.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// How long accepting pauses after the host refused a connection, mostly for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound socket that a disk is offered on.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    uri: NbdUri,
+    exports: Arc<Exports>,
+    tls: Option<TlsIdentity>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixListener, SocketFile),
+    Tcp(TcpListener),
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The socket could not be bound.
+    #[error("listen on {uri}")]
+    Bind {
+        /// Where.
+        uri: String,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// Somebody answers on the socket already.
+    #[error("listen on {uri}: another server answers on {path}", path = .path.display())]
+    InUse {
+        /// Where.
+        uri: String,
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The URI asks for TLS, and there are no certificates.
+    #[error("listen on {uri}: TLS needs certificates (--tls-certificates DIR)")]
+    NoCertificates {
+        /// Where.
+        uri: String,
+    },
+    /// The export's name cannot be one.
+    #[error("{name:?} cannot be the name of an export: at most 4096 bytes, without NUL")]
+    ExportName {
+        /// The name.
+        name: String,
+    },
+}
+
+impl Listener {
+    /// Binds the socket that `uri` names and offers `disk` there under the URI's export name. Must not be called on a
+    /// thread that serves, because it may look up a host name.
+    ///
+    /// A Unix socket that nobody answers on is replaced; it is removed when the listener is dropped. Port 0 lets the
+    /// host choose; [`Self::uri`] has its choice.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind(
+        uri: &NbdUri,
+        disk: &Disk,
+        description: &str,
+        tls: Option<&TlsIdentity>,
+    ) -> Result<Self, ListenError> {
+        let security = if uri.tls { Security::TlsRequired } else { Security::Plain };
+        let tls = if uri.tls { tls.cloned() } else { None };
+        if uri.tls && tls.is_none() {
+            return Err(ListenError::NoCertificates { uri: uri.to_string() });
+        }
+        let export =
+            Export { name: uri.export.clone(), description: description.to_owned(), disk: disk.clone() };
+        let exports =
+            Exports::new(vec![export], security).map_err(|name| ListenError::ExportName { name })?;
+        let mut bound = uri.clone();
+        let socket = match &mut bound.address {
+            Address::Unix(path) => bind_unix(path, uri)?,
+            Address::Tcp { host, port } => {
+                let listener = bind_tcp(host, port);
+                Socket::Tcp(listener.map_err(|source| ListenError::Bind { uri: uri.to_string(), source })?)
+            }
+        };
+        Ok(Self { socket, uri: bound, exports: Arc::new(exports), tls })
+    }
+
+    /// Where clients connect.
+    pub fn uri(&self) -> &NbdUri {
+        &self.uri
+    }
+}
+
+fn bind_unix(path: &Path, uri: &NbdUri) -> Result<Socket, ListenError> {
+    let failed = |source| ListenError::Bind { uri: uri.to_string(), source };
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_socket(path) => {
+            // A server that was killed leaves its socket behind.
+            if UnixStream::connect(path).is_ok() {
+                return Err(ListenError::InUse { uri: uri.to_string(), path: path.to_owned() });
+            }
+            std::fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    };
+    let listener = listener.map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// Binds the first address of `host` that can be bound, and puts the port that the host chose into `port`.
+fn bind_tcp(host: &str, port: &mut u16) -> io::Result<TcpListener> {
+    let hosts = if host.is_empty() { vec!["::", "0.0.0.0"] } else { vec![host] };
+    let mut addresses = Vec::new();
+    for host in hosts {
+        addresses.extend((host, *port).to_socket_addrs()?);
+    }
+    let listener = TcpListener::bind(&addresses[..])?;
+    listener.set_nonblocking(true)?;
+    *port = listener.local_addr()?.port();
+    Ok(listener)
+}
+
+/// Removes the socket's file when the listener goes.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already; there is nothing to be done about any other reason.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Serves on `listeners` until `stop` resolves; then accepts nothing more, lets every session finish the requests it
+/// has taken, and removes the sockets.
+///
+/// Runs on a thread with local tasks. The disk is neither flushed nor closed; that is its owner's part.
+///
+/// # Errors
+/// The host's, if a listener cannot be used with the runtime.
+pub async fn serve(listeners: Vec<Listener>, stop: impl Future<Output = ()>) -> io::Result<()> {
+    let server = Rc::new(Server::default());
+    let mut acceptors = JoinSet::new();
+    for listener in listeners {
+        acceptors.spawn_local(listener.into_acceptor(server.clone())?.run());
+    }
+    stop.await;
+    // An acceptor holds nothing but its listener, which is closed and removed with it.
+    acceptors.shutdown().await;
+    server.stop();
+    server.idle().await;
+    Ok(())
+}
+
+/// What the acceptors of one server share.
+#[derive(Default)]
+struct Server {
+    sessions: RefCell<Vec<Weak<Session>>>,
+    changed: Notify,
+}
+
+impl Server {
+    fn connections(&self) -> usize {
+        let mut sessions = self.sessions.borrow_mut();
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.len()
+    }
+
+    fn stop(&self) {
+        let sessions: Vec<_> = self.sessions.borrow().iter().filter_map(Weak::upgrade).collect();
+        sessions.iter().for_each(|session| session.stop());
+    }
+
+    /// Waits until there is room for a connection.
+    async fn room(&self) {
+        self.below(CONNECTIONS_MAX).await;
+    }
+
+    /// Waits until there are no connections.
+    async fn idle(&self) {
+        self.below(1).await;
+    }
+
+    async fn below(&self, count: usize) {
+        loop {
+            let changed = self.changed.notified();
+            if self.connections() < count {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn start<S: Plain + 'static>(self: &Rc<Self>, stream: S, acceptor: &Acceptor) {
+        let session = Session::new(acceptor.exports.clone());
+        self.sessions.borrow_mut().push(Rc::downgrade(&session));
+        let tls = acceptor.tls.as_ref().map(TlsIdentity::acceptor);
+        let server = self.clone();
+        tokio::task::spawn_local(async move {
+            session.run(stream, tls).await;
+            server.changed.notify_waiters();
+        });
+    }
+}
+
+struct Acceptor {
+    server: Rc<Server>,
+    socket: AsyncSocket,
+    exports: Arc<Exports>,
+    tls: Option<TlsIdentity>,
+}
+
+enum AsyncSocket {
+    Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "removes the file on drop")] SocketFile),
+    Tcp(tokio::net::TcpListener),
+}
+
+impl Listener {
+    fn into_acceptor(self, server: Rc<Server>) -> io::Result<Acceptor> {
+        let socket = match self.socket {
+            Socket::Unix(listener, file) => {
+                AsyncSocket::Unix(tokio::net::UnixListener::from_std(listener)?, file)
+            }
+            Socket::Tcp(listener) => AsyncSocket::Tcp(tokio::net::TcpListener::from_std(listener)?),
+        };
+        Ok(Acceptor { server, socket, exports: self.exports, tls: self.tls })
+    }
+}
+
+impl Acceptor {
+    async fn run(self) {
+        loop {
+            self.server.room().await;
+            if let Err(error) = self.accept().await {
+                warn!(error = &error as &dyn std::error::Error, "could not accept an NBD connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<()> {
+        match &self.socket {
+            AsyncSocket::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                self.server.start(stream, self);
+            }
+            AsyncSocket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Replies are gathered before they are sent; waiting for more would only delay them.
+                stream.set_nodelay(true)?;
+                self.server.start(stream, self);
+            }
+        }
+        Ok(())
+    }
+}
