@@ -18,6 +18,7 @@
 mod engine;
 mod file;
 mod local;
+mod lock;
 mod op;
 mod pool;
 mod ring;

@@ -71,3 +71,42 @@ pub(crate) fn transfer(
         }
     }
 }
+
+/// Takes a shared lock on `byte` for the open file behind `fd`, which lasts until the last descriptor of it closes.
+///
+/// # Errors
+/// `EAGAIN` where somebody holds an exclusive lock; what the file system says where it has no locks.
+pub(crate) fn lock_shared(fd: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
+    lock_call(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
+}
+
+/// Whether another open file holds any lock on `byte`.
+///
+/// # Errors
+/// What the file system says where it has no locks.
+pub(crate) fn is_locked_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
+    lock_call(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map(|kind| kind != libc::F_UNLCK)
+}
+
+/// Makes a lock call for one byte; returns the kind of lock that the kernel answered with.
+fn lock_call(fd: BorrowedFd<'_>, call: i32, kind: i32, byte: u64) -> io::Result<i32> {
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte as libc::off_t,
+        l_len: 1,
+        // Open-file locks want 0 here.
+        l_pid: 0,
+    };
+    loop {
+        // SAFETY: the structure is of the type that the call reads and writes, and outlives it.
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), call, &raw mut lock) };
+        if result == 0 {
+            return Ok(i32::from(lock.l_type));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}

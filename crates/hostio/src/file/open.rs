@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::HostFile;
 use super::access::Access as DataAccess;
 use super::geometry::{self, Found};
+use crate::lock;
 
 /// Whether the file may be changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,6 +138,13 @@ impl HostFile {
         // It was set so that opening a pipe does not hang; a ring would take it as a wish to fail rather than wait.
         let flags = rustix::fs::fcntl_getfl(&file).map_err(doing("look at"))?;
         rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(doing("set up"))?;
+        if options.lock == Lock::Qemu {
+            let role = match options.access {
+                Access::ReadOnly => lock::Role::Reader,
+                Access::ReadWrite => lock::Role::Writer,
+            };
+            lock::acquire(&file, path, role)?;
+        }
         let found = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => geometry::of_regular_file(&file, &stat, options),
             FileType::BlockDevice => geometry::of_block_device(&file, &stat, options),
