@@ -91,6 +91,16 @@ impl ParentLocator {
         Ok(Self { linkage, linkage2: None, pairs })
     }
 
+    /// The locator with a second identifier that fits too; `None` removes it.
+    #[must_use]
+    pub fn with_linkage2(mut self, linkage2: Option<Uuid>) -> Self {
+        self.pairs.retain(|(key, _)| key != LINKAGE2);
+        if let Some(linkage2) = linkage2 {
+            self.pairs.push((LINKAGE2.to_owned(), linkage2.braced().to_string()));
+        }
+        Self { linkage2, ..self }
+    }
+
     /// Decodes the item's bytes.
     ///
     /// # Errors

@@ -61,6 +61,20 @@ impl Opened {
     pub fn header(&self) -> &Header {
         &self.headers.current
     }
+
+    /// Makes a read-only open of `file` a writable one, after all that the content depends on was found to be in
+    /// order: what [`open`] changes in a writable open is changed now.
+    ///
+    /// # Errors
+    /// As for a writable [`open`].
+    pub async fn into_writable(self, file: Disk) -> Result<Self, OpenError> {
+        // A file whose content is not yet what was read must be read again once it is.
+        if self.was_dirty || file.size() < self.space.end() {
+            return open(file, Access::ReadWrite).await;
+        }
+        check_writable(&self.headers)?;
+        Ok(Self { file, access: Access::ReadWrite, ..self })
+    }
 }
 
 /// Properties of the virtual disk beside its geometry.

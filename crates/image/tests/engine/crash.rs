@@ -1,0 +1,184 @@
+//! Power cuts: at every write, flush and torn sector of random workloads, the file opens again and holds everything
+//! that was flushed, nothing that was never there, and identifiers that kept their rules.
+//!
+//! `GODWIT_CRASH_SECONDS` is the time that the search may take, 20 unless it is set; the first workloads run in any
+//! case.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use block::Disk;
+use image::vhdx::{self, Access};
+use testkit::{CrashDev, History, MemDev, Model, Runner, Shape, Survival, block_on};
+use uuid::Uuid;
+
+use crate::cases::{CASES, Case, Fixture, HOST};
+
+/// What each workload asks.
+const OPS: usize = 60;
+
+pub(crate) struct Run {
+    fixture: Fixture,
+    pub(crate) history: History,
+    /// The model after each step, by the number that was noted.
+    models: Vec<Model>,
+    label: String,
+    guid_before: Uuid,
+}
+
+/// Runs a workload of many small changes, so that the log wraps and space is reused.
+pub(crate) fn run(case: Case, seed: u64, depth: usize, ops: usize) -> Run {
+    let fixture = case.make();
+    let host = Arc::new(CrashDev::slow(fixture.file.clone(), HOST, seed));
+    let label = format!("{} seed {seed} depth {depth}", case.name);
+    let models = RefCell::new(Vec::new());
+    let guid_before = block_on(async {
+        let file = Disk::new(MemDev::from_image(fixture.file.clone(), HOST));
+        vhdx::open(file, Access::ReadOnly).await.unwrap().header().data_write_guid
+    });
+    block_on(async {
+        let disk = fixture.open(Disk::from_arc(Arc::clone(&host))).await;
+        let mut model = Model::of(fixture.content(), disk.info());
+        models.borrow_mut().push(model.clone());
+        host.note(0);
+        let block = u64::from(case.block_bytes);
+        let shape = Shape {
+            borders: vec![4096, block],
+            len_max: (2 * block).min(1 << 20),
+            hot_places: 4,
+            ..Shape::of(&disk)
+        };
+        let note = |model: &Model| {
+            host.note(models.borrow().len() as u64);
+            models.borrow_mut().push(model.clone());
+        };
+        let runner = Runner::new(&disk, &mut model).depth(depth, seed).on_step(note);
+        runner.run(&shape.ops(seed, ops)).await.unwrap_or_else(|mismatch| panic!("{label}: {mismatch}"));
+        drop(runner);
+        disk.close().await.unwrap();
+    });
+    Run { fixture, history: host.history(), models: models.into_inner(), label, guid_before }
+}
+
+impl Run {
+    /// Checks the file that a cut leaves.
+    fn check(&self, cut: usize, survival: Survival) {
+        let host = self.history.crash_at(cut, survival);
+        let Some(note) = self.history.last_note(cut) else { return };
+        let model = &self.models[note as usize];
+        let image = host.image();
+        block_on(async {
+            let checked = async {
+                // In memory first: it must not change the file and must see the same.
+                let file = Disk::new(MemDev::from_image(image.clone(), HOST));
+                let found = self.open_and_check(file, Access::ReadOnly, model).await?;
+                let file = Disk::new(MemDev::from_image(image.clone(), HOST));
+                let again = self.open_and_check(file.clone(), Access::ReadWrite, model).await?;
+                if found != again {
+                    return Err(format!("replay changed the data identifier from {found} to {again}"));
+                }
+                let report = vhdx::check(&file, &vhdx::CheckOptions::default())
+                    .await
+                    .map_err(|error| error.to_string())?;
+                match report
+                    .findings
+                    .iter()
+                    .find(|finding| finding.severity == vhdx::check::Severity::Corrupt)
+                {
+                    Some(finding) => Err(format!("check finds {}: {}", finding.rule, finding.message)),
+                    None => Ok(()),
+                }
+            };
+            if let Err(why) = checked.await {
+                let events = self.history.describe(cut);
+                panic!("{} cut {cut} {survival:?}: {why}\n{events}", self.label);
+            }
+        });
+    }
+
+    /// Opens `file`, compares it with what the model allows, and returns its data identifier.
+    async fn open_and_check(&self, file: Disk, access: Access, model: &Model) -> Result<Uuid, String> {
+        let opened =
+            vhdx::open(file.clone(), access).await.map_err(|error| format!("{access:?}: {error}"))?;
+        let guid = opened.header().data_write_guid;
+        drop(opened);
+        let disk = Disk::new(self.fixture.open_dev(file, access).await);
+        model.check_after_crash(&disk).await.map_err(|error| format!("{access:?}: {error}"))?;
+        if guid == self.guid_before {
+            let same = self.models[0].clone().check_disk(&disk).await;
+            same.map_err(|error| {
+                format!("{access:?}: the data changed under the identifier {guid}: {error}")
+            })?;
+        }
+        Ok(guid)
+    }
+
+    /// Checks cuts spread over the run, from `offset`, until `until`; gives how many.
+    fn check_some(&self, offset: usize, until: Instant) -> usize {
+        let cuts = self.history.cuts();
+        let stride = cuts.len().div_ceil(CUTS_PER_RUN).max(1);
+        let mut checked = 0;
+        for &cut in cuts.iter().skip(offset % stride).step_by(stride) {
+            let seed = (cut as u64) << 16;
+            // A guest sector is atomic only on a medium that writes as much at once.
+            let sector = u64::from(self.fixture.case.sector_bytes);
+            for survival in [
+                Survival::Nothing,
+                Survival::All,
+                Survival::Killed { seed },
+                Survival::Subset { seed },
+                Survival::Torn { seed, unit_bytes: sector },
+                Survival::Torn { seed: seed + 1, unit_bytes: 4096 },
+            ] {
+                self.check(cut, survival);
+            }
+            checked += 1;
+            if Instant::now() > until {
+                break;
+            }
+        }
+        checked
+    }
+}
+
+/// Cuts of one run; other seeds bring other cuts.
+const CUTS_PER_RUN: usize = 40;
+
+fn budget() -> Duration {
+    let seconds = std::env::var("GODWIT_CRASH_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(20))
+}
+
+fn search(cases: &[Case], depth: usize) {
+    let until = Instant::now() + budget();
+    let (mut runs, mut cuts) = (0, 0);
+    for seed in 0.. {
+        for &case in cases {
+            // The first round reaches every case, whatever the budget.
+            if seed > 0 && Instant::now() > until {
+                println!("checked {cuts} cuts of {runs} runs");
+                return;
+            }
+            let share = Instant::now() + budget() / cases.len() as u32;
+            cuts +=
+                run(case, seed, depth, OPS).check_some(seed as usize, share.min(until.max(Instant::now())));
+            runs += 1;
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_in_a_dynamic_disk_loses_nothing_that_was_flushed() {
+    search(&CASES[..3], 1);
+}
+
+#[test]
+fn a_power_cut_in_a_child_loses_nothing_that_was_flushed() {
+    search(&CASES[3..], 1);
+}
+
+#[test]
+fn a_power_cut_among_requests_in_flight_loses_nothing_that_was_flushed() {
+    search(&CASES, 6);
+}
