@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`MemDev`] | a sparse RAM disk, terabytes if need be, strict about the contract |
 //! | [`CrashDev`], [`History`], [`Survival`] | every power cut of a run: writes lost, reordered and torn |
+//! | [`CrashRun`] | a workload of random requests whose every cut is opened and held against the model |
 //! | [`HeldDev`] | requests that wait until the test releases them |
 //! | [`FaultDev`], [`Fault`] | requests that fail by rules with states |
 //! | [`Model`] | what a disk may contain, live and after a crash, by the contract alone |
@@ -14,6 +15,7 @@
 pub mod conformance;
 
 mod crash;
+mod crash_run;
 mod executor;
 mod fault;
 mod held;
@@ -26,6 +28,7 @@ mod sparse;
 mod status;
 
 pub use crash::{CrashDev, Event, History, Survival};
+pub use crash_run::CrashRun;
 pub use executor::{LocalTasks, block_on, run_tasks, yield_now};
 pub use fault::{Fault, FaultDev, Leaves};
 pub use held::{Held, HeldDev, HoldAt};

@@ -84,6 +84,11 @@ impl Model {
         self.size
     }
 
+    /// The unit in bytes in which overlapping changes are told apart.
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
     /// Notes a write that has completed.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let ticket = self.start_write(offset, bytes);

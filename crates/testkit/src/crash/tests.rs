@@ -1,3 +1,5 @@
+//! What a cut may leave, by enumeration where the cases are few.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
