@@ -56,7 +56,9 @@ struct Vring {
 }
 
 impl Device {
-    pub(crate) fn new(disk: Disk, options: DeviceOptions) -> Self {
+    /// A device for `disk`, which no front end has set up yet. Messages come in through
+    /// [`VhostUserBackendReqHandlerMut`], from [`crate::Connection`] or from a test.
+    pub fn new(disk: Disk, options: DeviceOptions) -> Self {
         let config = BlockConfig::new(disk, options);
         let vrings = std::iter::repeat_with(Vring::default).take(config.queue_count().into()).collect();
         Self { config, features: 0, memory: Arc::default(), log: None, inflight: None, vrings }

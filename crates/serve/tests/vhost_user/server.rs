@@ -70,7 +70,7 @@ fn run(listener: Listener, disk: Disk, options: DeviceOptions, order: oneshot::R
                 Ok(Order::Die) => {}
                 Ok(Order::Stop) | Err(_) => {
                     let _ = stop.send(());
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
         };
