@@ -57,17 +57,19 @@ pub struct Extent {
     pub depth: u32,
     /// Where the bytes start in that layer's host file, if they are stored there as they are.
     pub host_offset: Option<u64>,
+    /// Whether it is known to read as zeroes: always without data, and where data lies in a hole of the host file.
+    pub zeroes: bool,
 }
 
 impl Extent {
     /// An extent of `len` bytes that the top layer holds at `host_offset`.
     pub const fn present(len: u64, host_offset: Option<u64>) -> Self {
-        Self { len, state: ExtentState::Present, depth: 0, host_offset }
+        Self { len, state: ExtentState::Present, depth: 0, host_offset, zeroes: false }
     }
 
     /// An extent of `len` bytes without data, in `state`, of the top layer.
     pub const fn hole(len: u64, state: ExtentState) -> Self {
-        Self { len, state, depth: 0, host_offset: None }
+        Self { len, state, depth: 0, host_offset: None, zeroes: true }
     }
 }
 
@@ -77,7 +79,7 @@ pub fn push_extent(list: &mut Vec<Extent>, extent: Extent) {
         return;
     }
     if let Some(last) = list.last_mut()
-        && (last.state, last.depth) == (extent.state, extent.depth)
+        && (last.state, last.depth, last.zeroes) == (extent.state, extent.depth, extent.zeroes)
         && last.host_offset.map(|offset| offset + last.len) == extent.host_offset
     {
         last.len += extent.len;

@@ -13,6 +13,9 @@ const STATUS_BYTES_MAX: u64 = 64 << 30;
 /// The same where each sector may be here or in the parent: some 500,000 bits.
 const STATUS_BYTES_MAX_WITH_PARENT: u64 = 256 << 20;
 
+/// Extents after which an answer ends.
+const STATUS_EXTENTS_MAX: usize = 1024;
+
 /// A disk image as a block device: a format that maps, over a host file, with the parent's disk under it if the
 /// image depends on one.
 pub struct ImageDev<F> {
@@ -99,12 +102,12 @@ impl<F: ImageFormat> BlockDev for ImageDev<F> {
             ByteRange::new(range.start(), range.len().min(len_max)).expect("a part of a range is a range");
         let mut mappings = Mappings::new();
         drop(self.format.map(range, &mut mappings).await?);
+        let before = out.len();
         for mapping in mappings {
             match mapping.place {
-                Place::Host(offset) => push_extent(
-                    out,
-                    Extent { state: mapping.state, ..Extent::present(mapping.guest.len(), Some(offset)) },
-                ),
+                // Each question to the host may take a system call, so a long answer ends early.
+                _ if out.len() - before >= STATUS_EXTENTS_MAX => break,
+                Place::Host(_) => self.host_status(&mapping, out).await?,
                 Place::Zeroes => push_extent(out, Extent::hole(mapping.guest.len(), mapping.state)),
                 Place::Backing => self.backing_status(mapping.guest, out).await?,
             }
@@ -188,6 +191,25 @@ impl<F: ImageFormat> ImageDev<F> {
                 .context(|| "read the parent".to_owned()),
             _ => Ok(()),
         }
+    }
+
+    /// Appends the extents of a mapping to the host file; what lies in a hole there is known to be zeroes.
+    async fn host_status(&self, mapping: &Mapping, out: &mut Vec<Extent>) -> Result<()> {
+        let mut rest = host_range(mapping).expect("the mapping is to the host file");
+        while !rest.is_empty() {
+            let mut extents = Vec::new();
+            self.format.file().block_status(rest, &mut extents).await?;
+            if extents.is_empty() {
+                return Err(BlockError::new(ErrorKind::Io, "the host file gave no extent for a range inside it"));
+            }
+            for extent in extents {
+                let len = extent.len.min(rest.len());
+                let here = Extent::present(len, Some(rest.start()));
+                push_extent(out, Extent { state: mapping.state, zeroes: extent.zeroes, ..here });
+                rest = ByteRange::between(rest.start() + len, rest.end()).expect("it shrinks from its start");
+            }
+        }
+        Ok(())
     }
 
     async fn backing_status(&self, guest: ByteRange, out: &mut Vec<Extent>) -> Result<()> {

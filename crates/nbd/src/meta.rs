@@ -72,14 +72,10 @@ impl Selection {
     }
 }
 
-/// `base:allocation`: what holds no data reads as zeroes by the contract of [`block`], and is a hole unless the host
-/// file has room for it.
+/// `base:allocation`: what is known to read as zeroes is stored nowhere, be it that the image has no data for it or that
+/// its data lies in a hole of the host file.
 fn allocation(extent: &Extent) -> u32 {
-    match (extent.state.is_data(), extent.host_offset) {
-        (true, _) => 0,
-        (false, Some(_)) => wire::STATE_ZERO,
-        (false, None) => wire::STATE_ZERO | wire::STATE_HOLE,
-    }
+    if extent.zeroes { wire::STATE_ZERO | wire::STATE_HOLE } else { 0 }
 }
 
 /// A `godwit:state` word, taken apart.
@@ -135,21 +131,20 @@ mod tests {
         use ExtentState::*;
         for state in [NotPresent, Undefined, Zero, Unmapped, Present, PartiallyPresent] {
             for depth in [0, 1, 300, (1 << 24) - 1] {
-                let word = state_word(&Extent { len: 1, state, depth, host_offset: None });
+                let word = state_word(&Extent { depth, ..Extent::hole(1, state) });
                 assert_eq!(StateWord::parse(word), StateWord { state: Some(state), depth });
             }
         }
-        let deepest = state_word(&Extent { len: 1, state: Zero, depth: u32::MAX, host_offset: None });
+        let deepest = state_word(&Extent { depth: u32::MAX, ..Extent::hole(1, Zero) });
         assert_eq!(StateWord::parse(deepest).depth, (1 << 24) - 1);
     }
 
     #[test]
-    fn only_what_holds_no_data_reads_as_zero_in_base_allocation() {
-        let at = |state, host_offset| allocation(&Extent { len: 1, state, depth: 0, host_offset });
-        assert_eq!(at(ExtentState::Present, Some(0)), 0);
-        assert_eq!(at(ExtentState::PartiallyPresent, None), 0);
-        assert_eq!(at(ExtentState::Zero, Some(4096)), wire::STATE_ZERO);
-        assert_eq!(at(ExtentState::Unmapped, None), wire::STATE_ZERO | wire::STATE_HOLE);
+    fn only_what_is_known_to_be_zero_is_a_hole_in_base_allocation() {
+        let hole = wire::STATE_ZERO | wire::STATE_HOLE;
+        assert_eq!(allocation(&Extent::present(1, Some(0))), 0);
+        assert_eq!(allocation(&Extent { zeroes: true, ..Extent::present(1, Some(0)) }), hole);
+        assert_eq!(allocation(&Extent::hole(1, ExtentState::Unmapped)), hole);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) fn holes(range: ByteRange, extents: &[Extent]) -> Vec<ByteRange> {
     for extent in extents {
         let Some(here) = ByteRange::new(at, extent.len) else { break };
         at = here.end();
-        if !extent.state.is_data() {
+        if extent.zeroes {
             holes.extend(here.intersection(range));
         }
     }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 use block::{ByteRange, Disk, Extent, push_extent};
 use clap::Args;
+use graph::ParentMismatch;
 use serde::Serialize;
 
-use super::open::{self, Source};
+use super::open::Source;
 use super::progress::Progress;
 use super::size::Size;
 use super::svg::{self, Picture, Stretch};
@@ -23,6 +24,10 @@ const QUESTION_BYTES: u64 = 64 << 30;
 pub(crate) struct MapArgs {
     #[command(flatten)]
     source: Source,
+
+    /// Look although a parent is not what its child was made on; what is seen may be neither the old disk nor the new.
+    #[arg(long)]
+    allow_parent_mismatch: bool,
 
     /// Draw the map into this file, too.
     #[arg(long, value_name = "FILE")]
@@ -52,10 +57,12 @@ struct Entry<'a> {
 }
 
 pub(crate) async fn run(args: MapArgs, form: Form) -> anyhow::Result<Exit> {
-    let opened = open::chain(&args.source).await?;
-    let extents = extents_of(&opened.disk).await?;
-    let layers = opened.layer_names();
-    opened.disk.close().await?;
+    let mismatch =
+        if args.allow_parent_mismatch { ParentMismatch::AllowReadOnly } else { ParentMismatch::Refuse };
+    let chain = args.source.open_chain(mismatch).await?;
+    let layers: Vec<String> = chain.layers.iter().map(|layer| layer.path.display().to_string()).collect();
+    let extents = extents_of(&chain.disk).await?;
+    chain.disk.close().await?;
     let entries = entries(&extents, &layers);
     if let Some(path) = &args.svg {
         let drawn = draw(&args.source.path.display().to_string(), &layers, &extents);
@@ -95,7 +102,7 @@ fn entries<'a>(extents: &[Extent], layers: &'a [String]) -> Vec<Entry<'a>> {
             length: extent.len,
             depth: extent.depth,
             present: extent.state != block::ExtentState::NotPresent,
-            zero: !data,
+            zero: extent.zeroes,
             data,
             offset: extent.host_offset,
             state: extent.state.name(),

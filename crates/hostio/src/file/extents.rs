@@ -44,7 +44,7 @@ fn look_up(file: &OwnedFd, range: ByteRange) -> io::Result<Vec<Extent>> {
         // A file that changes meanwhile must not make an empty extent.
         let len = end.clamp(at + 1, range.end()) - at;
         let host_offset = Some(at);
-        extents.push(Extent { len, state, depth: 0, host_offset });
+        extents.push(Extent { len, state, depth: 0, host_offset, zeroes: state == ExtentState::Zero });
         at += len;
     }
     Ok(extents)

@@ -111,7 +111,7 @@ impl Shared {
                 Stop::Needs(Need::Page(number)) => self.load_page(number).await?,
                 Stop::Needs(Need::Session) => self.begin_session().await?,
                 Stop::Needs(Need::Space { payload, bitmaps }) => {
-                    self.reserve(reserved, payload, bitmaps).await?
+                    self.reserve(reserved, payload, bitmaps).await?;
                 }
             }
         }

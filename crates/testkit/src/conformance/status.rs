@@ -7,8 +7,13 @@ use super::{Checked, Doing as _, Finding};
 use crate::status::{check_extents, holes};
 
 /// A stretch that no device gives, to find out whether what was in the list before stays.
-const SENTINEL: Extent =
-    Extent { len: 12345, state: ExtentState::Undefined, depth: u32::MAX, host_offset: Some(77) };
+const SENTINEL: Extent = Extent {
+    len: 12345,
+    state: ExtentState::Undefined,
+    depth: u32::MAX,
+    host_offset: Some(77),
+    zeroes: true,
+};
 
 /// The extents of `range`, whose form is right.
 async fn extents(disk: &Disk, range: ByteRange) -> Result<Vec<Extent>, Finding> {

@@ -83,7 +83,7 @@ async fn data_of(disk: &Disk) -> Result<Vec<ByteRange>, Mismatch> {
         for extent in extents {
             let range = ByteRange::new(at, extent.len).expect("extents were checked");
             at = range.end();
-            data.extend(extent.state.is_data().then_some(range).and_then(|range| range.intersection(rest)));
+            data.extend((!extent.zeroes).then_some(range).and_then(|range| range.intersection(rest)));
         }
     }
     Ok(data)
