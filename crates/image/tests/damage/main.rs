@@ -193,7 +193,7 @@ fn metadata_outside_the_format_is_refused() {
             |bytes: u64| move |v: &mut Victim| v.write_item(VIRTUAL_DISK_SIZE, 0, &bytes.to_le_bytes());
         refused(&victim, "size-not-sectors", size((64 << 20) + 511));
         refused(&victim, "size-too-large", size((64 << 40) + 512));
-        refused(&victim, "size-too-large", size(u64::MAX & !511));
+        refused(&victim, "size-too-large", size(!511));
         refused(&victim, "bat-too-short", size(1 << 40));
         // A parent that the flags promise must be described.
         refused(&victim, "item-missing", |v| v.write_item(FILE_PARAMETERS, 4, &2u32.to_le_bytes()));
@@ -291,7 +291,7 @@ fn a_check_goes_on_after_a_finding() {
 fn a_report_keeps_its_size_whatever_the_file() {
     let mut victim = Victim::base();
     for index in 0..64 {
-        victim.set_bat(index, BatEntry(5 | 8 << index % 10));
+        victim.set_bat(index, BatEntry(5 | (8 << (index % 10))));
     }
     for id in 0..1500 {
         victim.add_item(Item { id: Uuid::from_u128(id), flags: ITEM_IS_REQUIRED, ..Item::EMPTY });
@@ -353,7 +353,7 @@ fn sectors_of_4096_bytes_and_odd_sizes_open() {
     assert_eq!((opened.geometry.logical_sector_bytes, opened.geometry.chunk_ratio), (4096, 32768));
     let base = Victim::base();
     let odd = accepted(&base, Some(Severity::Note), |v| {
-        v.write_item(VIRTUAL_DISK_SIZE, 0, &(63 * MIB + 512).to_le_bytes())
+        v.write_item(VIRTUAL_DISK_SIZE, 0, &(63 * MIB + 512).to_le_bytes());
     });
     assert_eq!((odd.geometry.payload_blocks, odd.geometry.block_len(63)), (64, 512));
 }
