@@ -9,8 +9,6 @@ mod progress;
 pub(crate) mod size;
 mod svg;
 
-use std::path::Path;
-
 use clap::ValueEnum;
 
 use crate::exit::Exit;
@@ -39,7 +37,7 @@ pub(crate) fn run(command: DiskCommand, form: Form) -> anyhow::Result<Exit> {
     })
 }
 
-/// An image format.
+/// An image format, as the command line names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// The file is the disk.
@@ -48,43 +46,11 @@ pub(crate) enum Format {
     Vhdx,
 }
 
-impl Format {
-    /// The format's name in reports.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Vhdx => "vhdx",
+impl From<Format> for graph::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Vhdx => Self::Vhdx,
         }
-    }
-
-    /// The format that the name of an existing file tells.
-    fn of_file(path: &Path) -> Option<Self> {
-        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
-        match extension.as_str() {
-            "raw" | "img" => Some(Self::Raw),
-            "vhdx" | "avhdx" => Some(Self::Vhdx),
-            _ => None,
-        }
-    }
-
-    /// The format that a new file of this name gets.
-    fn of_new_file(path: &Path) -> Self {
-        Self::of_file(path).unwrap_or(Self::Vhdx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_name_of_a_file_tells_its_format_in_any_case() {
-        let format = |path: &str| Format::of_file(Path::new(path));
-        assert_eq!(format("a.vhdx"), Some(Format::Vhdx));
-        assert_eq!(format("A.VHDX"), Some(Format::Vhdx));
-        assert_eq!(format("b.snapshot.avhdx"), Some(Format::Vhdx));
-        assert_eq!(format("c.img"), Some(Format::Raw));
-        assert_eq!(format("vhdx"), None);
-        assert_eq!(format("a.vhdx.bak"), None);
     }
 }

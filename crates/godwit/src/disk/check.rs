@@ -3,12 +3,13 @@
 use std::io::{self, Write};
 
 use anyhow::Context;
-use block::Disk;
+use block::ErrorKind;
 use clap::Args;
-use image::vhdx::check::{CheckOptions, Finding, Severity, check};
+use graph::ChainError;
+use image::vhdx::check::{CheckOptions, CheckReport, Finding, Severity, check};
 use serde::Serialize;
+use uuid::Uuid;
 
-use super::Format;
 use super::open::Source;
 use super::size::Size;
 use crate::exit::Exit;
@@ -66,41 +67,96 @@ struct FindingInfo {
 }
 
 pub(crate) async fn run(args: CheckArgs, form: Form) -> anyhow::Result<Exit> {
-    let doing = || format!("check {}", args.source.path.display());
+    let path = &args.source.path;
+    let doing = || format!("check {}", path.display());
     let format = args.source.format()?;
-    let file = args.source.open_file().with_context(doing)?;
     let answer = match format {
-        Format::Vhdx => check_vhdx(&args.source, &file).await.with_context(doing)?,
-        Format::Raw => check_raw(&args.source, file.size()),
+        graph::Format::Vhdx => check_vhdx(&args.source).await.with_context(doing)?,
+        graph::Format::Raw => {
+            let file = args.source.open_file(path).with_context(doing)?;
+            check_raw(&args.source, file.size())
+        }
     };
-    file.close().await?;
     form.print(&answer, write_text)?;
     Ok(answer.verdict.exit())
 }
 
-async fn check_vhdx(source: &Source, file: &Disk) -> anyhow::Result<Answer> {
-    let report = check(file, &CheckOptions::default()).await?;
-    let verdict = match report.worst() {
-        None | Some(Severity::Note) => Verdict::Sound,
-        Some(Severity::Leak) => Verdict::Leaks,
-        Some(Severity::Corrupt) => Verdict::Corrupt,
-    };
-    let finding = |finding: &Finding| FindingInfo {
-        severity: finding.severity.name(),
-        rule: finding.rule,
-        message: finding.message.clone().into_owned(),
-    };
-    Ok(Answer {
-        filename: source.path.display().to_string(),
-        format: Format::Vhdx.name(),
-        verdict,
-        findings: report.findings.iter().map(finding).collect(),
-        findings_left_out: report.left_out,
-        file_size: report.counts.file_bytes,
-        virtual_size: report.counts.virtual_size,
-        used_bytes: report.counts.used_bytes,
-        leaked_bytes: report.counts.leaked_bytes,
-    })
+async fn check_vhdx(source: &Source) -> anyhow::Result<Answer> {
+    let parent = Parent::find(source).await?;
+    let file = source.open_file(&source.path)?;
+    let report = check(&file, &CheckOptions { parent_data_write_guid: parent.data_write_guid }).await?;
+    file.close().await?;
+    let mut answer = Answer::of(source, &report);
+    if let Some(finding) = parent.finding {
+        answer.findings.push(finding);
+        answer.verdict = Verdict::Corrupt;
+    }
+    Ok(answer)
+}
+
+/// What is known of the parent of a disk.
+#[derive(Default)]
+struct Parent {
+    data_write_guid: Option<Uuid>,
+    /// What is wrong beside the identifier.
+    finding: Option<FindingInfo>,
+}
+
+impl Parent {
+    async fn find(source: &Source) -> anyhow::Result<Self> {
+        let description = match source.describe_chain().await {
+            Ok(description) => description,
+            // What is wrong with the disk itself is for the check to say.
+            Err(ChainError::Image { .. }) => return Ok(Self::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let [top, below @ ..] = description.layers.as_slice() else { return Ok(Self::default()) };
+        let is_child = top.vhdx.as_ref().is_some_and(|vhdx| vhdx.linkage.is_some());
+        let data_write_guid =
+            below.first().and_then(|parent| parent.vhdx.as_ref()).map(|vhdx| vhdx.data_write_guid);
+        let rule = match description.problem.as_ref().map(ChainError::kind) {
+            None => return Ok(Self { data_write_guid, finding: None }),
+            // The host's trouble, or somebody else's use of the parent, says nothing of the disk.
+            Some(ErrorKind::Busy | ErrorKind::Io | ErrorKind::ReadOnly) => None,
+            Some(ErrorKind::NotFound) => Some("parent-missing"),
+            Some(_) => Some("parent-unusable"),
+        };
+        let problem = description.problem.map(anyhow::Error::new).expect("it has a kind");
+        match rule {
+            Some(rule) if is_child => {
+                let message = format!("{problem:#}");
+                let finding = FindingInfo { severity: Severity::Corrupt.name(), rule, message };
+                Ok(Self { data_write_guid, finding: Some(finding) })
+            }
+            _ => Err(problem),
+        }
+    }
+}
+
+impl Answer {
+    fn of(source: &Source, report: &CheckReport) -> Self {
+        let verdict = match report.worst() {
+            None | Some(Severity::Note) => Verdict::Sound,
+            Some(Severity::Leak) => Verdict::Leaks,
+            Some(Severity::Corrupt) => Verdict::Corrupt,
+        };
+        let finding = |finding: &Finding| FindingInfo {
+            severity: finding.severity.name(),
+            rule: finding.rule,
+            message: finding.message.clone().into_owned(),
+        };
+        Self {
+            filename: source.path.display().to_string(),
+            format: graph::Format::Vhdx.name(),
+            verdict,
+            findings: report.findings.iter().map(finding).collect(),
+            findings_left_out: report.left_out,
+            file_size: report.counts.file_bytes,
+            virtual_size: report.counts.virtual_size,
+            used_bytes: report.counts.used_bytes,
+            leaked_bytes: report.counts.leaked_bytes,
+        }
+    }
 }
 
 /// All that can be wrong with a raw image is its length.
@@ -113,7 +169,7 @@ fn check_raw(source: &Source, size: u64) -> Answer {
     };
     Answer {
         filename: source.path.display().to_string(),
-        format: Format::Raw.name(),
+        format: graph::Format::Raw.name(),
         verdict: if whole { Verdict::Sound } else { Verdict::Corrupt },
         findings: if whole { Vec::new() } else { vec![finding] },
         findings_left_out: 0,

@@ -10,6 +10,7 @@ use image::vhdx::{self, CreateOptions, Kind};
 
 use super::Format;
 use super::info;
+use super::open::ParentOfNewChild;
 use super::size::Size;
 use crate::exit::Exit;
 use crate::report::Form;
@@ -82,10 +83,18 @@ pub(crate) async fn run(args: CreateArgs, form: Form) -> anyhow::Result<Exit> {
 }
 
 async fn plan(args: &CreateArgs) -> anyhow::Result<Plan> {
-    match args.format.unwrap_or_else(|| Format::of_new_file(&args.path)) {
+    match format_of_new_file(args) {
         Format::Raw => plan_raw(args),
         Format::Vhdx => plan_vhdx(args).await.map(Box::new).map(Plan::Vhdx),
     }
+}
+
+/// What was asked for, or what the name says, or our own format.
+fn format_of_new_file(args: &CreateArgs) -> Format {
+    args.format.unwrap_or(match graph::Format::of_name(&args.path) {
+        Some(graph::Format::Raw) => Format::Raw,
+        Some(graph::Format::Vhdx) | None => Format::Vhdx,
+    })
 }
 
 fn plan_raw(args: &CreateArgs) -> anyhow::Result<Plan> {
@@ -148,12 +157,12 @@ fn set(value: &mut u32, given: Option<Size>, option: &str) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A child of the disk in `parent`, whose own chain is checked first: a child of a broken chain helps nobody.
+/// A child of the disk in `parent`.
 async fn child_of(parent: &Path, child: &Path, size: Option<Size>) -> anyhow::Result<CreateOptions> {
     let doing = || format!("open the parent {}", parent.display());
-    let opened = super::open::parent_of_new_child(parent).await.with_context(doing)?;
+    let base = ParentOfNewChild::open(parent).await.with_context(doing)?;
     let child_dir = child.parent().unwrap_or(Path::new(""));
-    let options = CreateOptions::child_of(&opened, parent, child_dir).await.with_context(doing)?;
+    let options = CreateOptions::child_of(&base.opened, parent, child_dir).await.with_context(doing)?;
     if let Some(size) = size.filter(|size| size.bytes != options.virtual_size) {
         bail!(
             "{} bytes were asked for, but the parent has {}; a child has its parent's size, leave the size away",

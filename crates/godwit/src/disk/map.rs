@@ -44,7 +44,7 @@ struct Entry<'a> {
     depth: u32,
     /// Whether any layer describes the extent.
     present: bool,
-    /// Whether it reads as zeroes.
+    /// Whether it is known to read as zeroes, which stored bytes do that lie in a hole of the layer's file.
     zero: bool,
     /// Whether bytes of it are stored.
     data: bool,
@@ -96,14 +96,13 @@ async fn extents_of(disk: &Disk) -> anyhow::Result<Vec<Extent>> {
 fn entries<'a>(extents: &[Extent], layers: &'a [String]) -> Vec<Entry<'a>> {
     let mut start = 0;
     let entry = |extent: &Extent| {
-        let data = extent.state.is_data();
         let entry = Entry {
             start,
             length: extent.len,
             depth: extent.depth,
             present: extent.state != block::ExtentState::NotPresent,
             zero: extent.zeroes,
-            data,
+            data: extent.state.is_data(),
             offset: extent.host_offset,
             state: extent.state.name(),
             filename: layers.get(extent.depth as usize).map_or("", String::as_str),
@@ -117,16 +116,18 @@ fn entries<'a>(extents: &[Extent], layers: &'a [String]) -> Vec<Entry<'a>> {
 fn write_table(out: &mut dyn Write, entries: &[Entry<'_>]) -> io::Result<()> {
     writeln!(
         out,
-        "{:>16} {:>12} {:<17} {:>5} {:>16}  FILE",
+        "{:>16} {:>12} {:<24} {:>5} {:>16}  FILE",
         "START", "LENGTH", "STATE", "LAYER", "HOST OFFSET"
     )?;
     for entry in entries {
         let offset = entry.offset.map_or("-".to_owned(), |offset| format!("{offset:#x}"));
         let length = Size::of(entry.length).to_string();
+        let state =
+            if entry.data && entry.zero { format!("{}, empty", entry.state) } else { entry.state.to_owned() };
         writeln!(
             out,
-            "{:>#16x} {length:>12} {:<17} {:>5} {offset:>16}  {}",
-            entry.start, entry.state, entry.depth, entry.filename
+            "{:>#16x} {length:>12} {state:<24} {:>5} {offset:>16}  {}",
+            entry.start, entry.depth, entry.filename
         )?;
     }
     Ok(())
@@ -139,7 +140,13 @@ fn draw(title: &str, layers: &[String], extents: &[Extent]) -> String {
         .map(|extent| {
             let start = at;
             at += extent.len;
-            Stretch { start, len: extent.len, state: extent.state, depth: extent.depth }
+            Stretch {
+                start,
+                len: extent.len,
+                state: extent.state,
+                depth: extent.depth,
+                zeroes: extent.zeroes,
+            }
         })
         .collect();
     svg::draw(&Picture { title, size: at, layers, stretches: &stretches })

@@ -1,13 +1,12 @@
-//! Opening what a command looks at.
+//! What a command looks at, and how it is opened.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use block::Disk;
 use clap::Args;
+use graph::{Chain, ChainDescription, ChainError, ChainOptions, ParentMismatch};
 use hostio::{HostFile, Lock, OpenOptions};
-use image::ImageDev;
-use image::vhdx::{self, Access, Vhdx};
+use image::vhdx::{self, Access};
 
 use super::Format;
 
@@ -19,59 +18,64 @@ pub(crate) struct Source {
 
     /// The format; otherwise the name decides: .raw and .img are raw, .vhdx and .avhdx VHDX.
     #[arg(short, long)]
-    pub(crate) format: Option<Format>,
+    format: Option<Format>,
 
     /// Look although somebody has the image open for writing; what is seen may then contradict itself.
     #[arg(short = 'U', long)]
-    pub(crate) force_share: bool,
+    force_share: bool,
 }
 
 impl Source {
-    pub(crate) fn format(&self) -> anyhow::Result<Format> {
-        let format = self.format.or_else(|| Format::of_file(&self.path));
-        let Some(format) = format else {
-            // What a guest wrote into a raw disk must not be taken for a format that names further files.
-            bail!(
-                "the name of {} does not tell its format; say --format raw or --format vhdx",
-                self.path.display()
-            );
-        };
-        Ok(format)
+    /// A source for an image that this process has just made, whose name may say nothing.
+    pub(crate) fn made(path: &Path, format: Format) -> Self {
+        Self { path: path.to_owned(), format: Some(format), force_share: false }
     }
 
-    pub(crate) fn open_file(&self) -> anyhow::Result<Disk> {
-        let lock = if self.force_share { Lock::None } else { Lock::Qemu };
-        Ok(Disk::new(HostFile::open(&self.path, &OpenOptions { lock, ..OpenOptions::default() })?))
+    /// The format that was given, or that the name tells; never what the content looks like, which a guest can write.
+    pub(crate) fn format(&self) -> Result<graph::Format, ChainError> {
+        let format = self.format.map(Into::into).or_else(|| graph::Format::of_name(&self.path));
+        format.ok_or_else(|| ChainError::UnknownFormat { path: self.path.clone() })
+    }
+
+    /// Opens the image with all that it depends on, to read.
+    pub(crate) async fn open_chain(&self, parent_mismatch: ParentMismatch) -> Result<Chain, ChainError> {
+        let options = ChainOptions { parent_mismatch, ..self.options() };
+        graph::open_chain(&self.path, &options).await
+    }
+
+    /// Tells of the image and all that it depends on, as far as it is there and fits.
+    pub(crate) async fn describe_chain(&self) -> Result<ChainDescription, ChainError> {
+        graph::describe_chain(&self.path, &self.options()).await
+    }
+
+    /// Opens one of the chain's files by itself, to read.
+    pub(crate) fn open_file(&self, path: &Path) -> block::Result<Disk> {
+        let options = OpenOptions { lock: self.lock(), ..OpenOptions::default() };
+        HostFile::open(path, &options).map(Disk::new)
+    }
+
+    fn options(&self) -> ChainOptions {
+        ChainOptions { format: self.format.map(Into::into), lock: self.lock(), ..ChainOptions::default() }
+    }
+
+    fn lock(&self) -> Lock {
+        if self.force_share { Lock::None } else { Lock::Qemu }
     }
 }
 
-/// An opened image with everything that it depends on.
-pub(crate) struct OpenedChain {
-    pub(crate) disk: Disk,
-    pub(crate) files: Vec<PathBuf>,
+/// A VHDX that a new one will depend on, and its ancestors, which are kept from changing while this is held.
+pub(crate) struct ParentOfNewChild {
+    pub(crate) opened: vhdx::Opened,
+    _chain: Chain,
 }
 
-impl OpenedChain {
-    pub(crate) fn layer_names(&self) -> Vec<String> {
-        self.files.iter().map(|path| path.display().to_string()).collect()
+impl ParentOfNewChild {
+    /// Opens the parent; its own chain must be whole, because a child of a broken one helps nobody.
+    pub(crate) async fn open(path: &Path) -> anyhow::Result<Self> {
+        let options = ChainOptions { format: Some(graph::Format::Vhdx), ..ChainOptions::default() };
+        let chain = graph::open_chain(path, &options).await?;
+        let file = HostFile::open(path, &OpenOptions::default()).map(Disk::new)?;
+        let opened = vhdx::open(file, Access::ReadOnly).await?;
+        Ok(Self { opened, _chain: chain })
     }
-}
-
-/// Opens the image and all its parents, to read.
-pub(crate) async fn chain(source: &Source) -> anyhow::Result<OpenedChain> {
-    let file = source.open_file()?;
-    let disk = match source.format()? {
-        Format::Raw => image::raw::open(file)?,
-        Format::Vhdx => {
-            let opened = vhdx::open(file, Access::ReadOnly).await?;
-            Disk::new(ImageDev::new(Vhdx::new(opened), None))
-        }
-    };
-    Ok(OpenedChain { disk, files: vec![source.path.clone()] })
-}
-
-/// Opens the VHDX that a new one will depend on.
-pub(crate) async fn parent_of_new_child(path: &Path) -> anyhow::Result<vhdx::Opened> {
-    let source = Source { path: path.to_owned(), format: Some(Format::Vhdx), force_share: false };
-    Ok(vhdx::open(source.open_file()?, Access::ReadOnly).await?)
 }

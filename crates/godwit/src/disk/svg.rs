@@ -2,7 +2,8 @@
 //!
 //! Every cell stands for the same number of bytes and is divided, from the bottom up, in proportion to what its bytes
 //! are, so that nothing that is there disappears however large the disk is. Data has one colour per layer, in a
-//! palette that people with colour-blindness can tell apart; a partly present block is hatched.
+//! palette that people with colour-blindness can tell apart; a partly present block is hatched, and space that was given
+//! and never written is dotted.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -36,6 +37,8 @@ pub(crate) struct Stretch {
     pub(crate) state: ExtentState,
     /// Layer that decides, 0 for the top.
     pub(crate) depth: u32,
+    /// Whether it is known to read as zeroes.
+    pub(crate) zeroes: bool,
 }
 
 /// What the picture shows.
@@ -54,19 +57,31 @@ pub(crate) struct Picture<'a> {
 /// What a byte is, as far as the picture tells: the order is that of drawing, from the bottom of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Data { depth: u32, partial: bool },
+    Data { depth: u32, content: Content },
     Zero,
     Unmapped,
     Undefined,
     NotPresent,
 }
 
+/// What a layer's file has for an extent whose bytes it stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Content {
+    /// Bytes.
+    Bytes,
+    /// Bytes, in a block of which other sectors come from the parent.
+    PartOfBlock,
+    /// A hole: space that was given and not written.
+    Empty,
+}
+
 impl Kind {
     fn of(stretch: &Stretch) -> Self {
-        let depth = stretch.depth;
+        let data = |content| Self::Data { depth: stretch.depth, content };
         match stretch.state {
-            ExtentState::Present => Self::Data { depth, partial: false },
-            ExtentState::PartiallyPresent => Self::Data { depth, partial: true },
+            ExtentState::Present | ExtentState::PartiallyPresent if stretch.zeroes => data(Content::Empty),
+            ExtentState::Present => data(Content::Bytes),
+            ExtentState::PartiallyPresent => data(Content::PartOfBlock),
             ExtentState::Zero => Self::Zero,
             ExtentState::Unmapped => Self::Unmapped,
             ExtentState::Undefined => Self::Undefined,
@@ -76,10 +91,9 @@ impl Kind {
 
     fn fill(self) -> String {
         match self {
-            Self::Data { depth, partial: false } => layer_colour(depth).to_owned(),
-            Self::Data { depth, partial: true } => {
-                format!("url(#partial{})", depth as usize % LAYER_COLOURS.len())
-            }
+            Self::Data { depth, content: Content::Bytes } => layer_colour(depth).to_owned(),
+            Self::Data { depth, content: Content::PartOfBlock } => pattern_url("partial", depth),
+            Self::Data { depth, content: Content::Empty } => pattern_url("empty", depth),
             Self::Zero => "#b8bec6".to_owned(),
             Self::Unmapped => "url(#unmapped)".to_owned(),
             Self::Undefined => "#e3d7ee".to_owned(),
@@ -93,14 +107,23 @@ impl Kind {
             if layers.len() > 1 { format!(" in layer {depth}, {name}") } else { String::new() }
         };
         match self {
-            Self::Data { depth, partial: false } => format!("present{}", layer(depth)),
-            Self::Data { depth, partial: true } => format!("present in part of a block{}", layer(depth)),
+            Self::Data { depth, content: Content::Bytes } => format!("present{}", layer(depth)),
+            Self::Data { depth, content: Content::PartOfBlock } => {
+                format!("present in part of a block{}", layer(depth))
+            }
+            Self::Data { depth, content: Content::Empty } => {
+                format!("present, never written{}", layer(depth))
+            }
             Self::Zero => "zero".to_owned(),
             Self::Unmapped => "unmapped by the guest".to_owned(),
             Self::Undefined => "undefined".to_owned(),
             Self::NotPresent => "not present".to_owned(),
         }
     }
+}
+
+fn pattern_url(pattern: &str, depth: u32) -> String {
+    format!("url(#{pattern}{})", depth as usize % LAYER_COLOURS.len())
 }
 
 fn layer_colour(depth: u32) -> &'static str {
@@ -271,6 +294,7 @@ fn write_patterns(svg: &mut String) -> fmt::Result {
     writeln!(svg, "<defs>")?;
     for (index, colour) in LAYER_COLOURS.iter().enumerate() {
         write_pattern(svg, &format!("partial{index}"), "#ffffff", colour, 2.0)?;
+        write_dots(svg, &format!("empty{index}"), colour)?;
     }
     write_pattern(svg, "unmapped", "#ffffff", "#868e96", 0.8)?;
     writeln!(svg, "</defs>")
@@ -282,6 +306,14 @@ fn write_pattern(svg: &mut String, id: &str, ground: &str, stroke: &str, width: 
         "<pattern id=\"{id}\" width=\"4\" height=\"4\" patternUnits=\"userSpaceOnUse\" \
          patternTransform=\"rotate(45)\"><rect width=\"4\" height=\"4\" fill=\"{ground}\"/>\
          <line x1=\"0\" y1=\"0\" x2=\"0\" y2=\"4\" stroke=\"{stroke}\" stroke-width=\"{width}\"/></pattern>"
+    )
+}
+
+fn write_dots(svg: &mut String, id: &str, colour: &str) -> fmt::Result {
+    writeln!(
+        svg,
+        "<pattern id=\"{id}\" width=\"4\" height=\"4\" patternUnits=\"userSpaceOnUse\">\
+         <rect width=\"4\" height=\"4\" fill=\"#ffffff\"/><circle fill=\"{colour}\" cx=\"2\" cy=\"2\" r=\"1\"/></pattern>"
     )
 }
 
@@ -308,7 +340,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn stretch(start: u64, len: u64, state: ExtentState, depth: u32) -> Stretch {
-        Stretch { start, len, state, depth }
+        Stretch { start, len, state, depth, zeroes: !state.is_data() }
     }
 
     fn picture_of(size: u64, stretches: &[Stretch]) -> String {
