@@ -120,6 +120,12 @@ impl Fixture {
         ImageDev::new(Vhdx::new(opened), parent)
     }
 
+    /// The same file over a parent without data, so that it reads as zeroes.
+    pub(crate) fn over_empty_parent(self) -> Self {
+        let parent = self.parent.map(|content| SparseBytes::new(content.size()));
+        Self { parent, ..self }
+    }
+
     /// What the guest sees before any change.
     pub(crate) fn content(&self) -> SparseBytes {
         let mut content = self.parent.clone().unwrap_or_else(|| SparseBytes::new(self.case.virtual_size));
