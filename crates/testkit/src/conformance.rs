@@ -17,6 +17,7 @@ mod content;
 mod life;
 mod range;
 mod status;
+mod threads;
 
 use std::fmt;
 use std::pin::Pin;
@@ -118,6 +119,19 @@ pub async fn check_failed_flush(make: impl AsyncFn() -> (Disk, std::sync::Arc<Fa
         found.err().into_iter().map(|finding| Violation { line: "Failure", finding: finding.0 }).collect(),
     );
 }
+
+/// Holds a device to the contract while several threads use it at once: neighbouring blocks, allocation, flushes and
+/// looks at the status. `disk` is as [`check`] wants it; `run` drives a future on the thread that calls it, such as
+/// [`crate::block_on`] does.
+///
+/// # Panics
+/// With the line of the table that is broken, and how.
+pub fn check_threads(disk: &Disk, run: impl Fn(ThreadFuture) + Sync) {
+    report(threads::violations(disk, run));
+}
+
+/// What one thread of [`check_threads`] does.
+pub type ThreadFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 fn report(violations: Vec<Violation>) {
     let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();

@@ -47,10 +47,21 @@ const YIELDS_MAX: u64 = 4;
 struct State {
     volatile: SparseBytes,
     closed: bool,
+    /// Changes whose futures are alive.
+    in_flight: usize,
     rng: Rng,
     initial: SparseBytes,
     changes: Vec<Arc<Change>>,
     events: Vec<Event>,
+}
+
+/// A change whose future is alive; one that is dropped may be found after a cut, but nobody waits for it.
+struct InFlight<'a>(&'a CrashDev);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.lock().in_flight -= 1;
+    }
 }
 
 /// A request that changes the disk.
@@ -92,6 +103,7 @@ impl CrashDev {
         let state = State {
             volatile: image.clone(),
             closed: false,
+            in_flight: 0,
             rng: Rng::new(seed),
             initial: image,
             changes: Vec::new(),
@@ -161,8 +173,10 @@ impl CrashDev {
             let index = state.changes.len();
             state.changes.push(change.clone());
             state.events.push(Event::Started { index, request: change.request });
+            state.in_flight += 1;
             index
         };
+        let _in_flight = InFlight(self);
         self.wait().await;
         {
             let mut state = self.lock();
@@ -177,7 +191,7 @@ impl CrashDev {
 
     async fn flush_landed(&self) -> Result<()> {
         let asked_at = {
-            let mut state = self.open()?;
+            let mut state = self.lock();
             state.events.push(Event::FlushStarted);
             state.events.len()
         };
@@ -270,6 +284,7 @@ impl BlockDev for CrashDev {
     }
 
     async fn flush(&self) -> Result<()> {
+        self.open().map(drop)?;
         self.flush_landed().await
     }
 
@@ -287,9 +302,14 @@ impl BlockDev for CrashDev {
     }
 
     async fn close(&self) -> Result<()> {
-        self.flush_landed().await?;
-        self.lock().closed = true;
-        Ok(())
+        if std::mem::replace(&mut self.lock().closed, true) {
+            return Ok(());
+        }
+        // What is in flight goes on by itself: it only ever waits for its turn.
+        while self.lock().in_flight > 0 {
+            yield_now().await;
+        }
+        self.flush_landed().await
     }
 }
 

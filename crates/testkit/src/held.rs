@@ -29,6 +29,9 @@ pub struct Held {
 }
 
 /// A layer that passes everything on, but holds the requests that match a rule until it is told to release them.
+///
+/// A close that no rule holds is passed on at once, beside what waits: whether a layer above waits for its requests
+/// before it closes is what tests look for.
 pub struct HeldDev {
     inner: Disk,
     state: Mutex<State>,
@@ -46,6 +49,18 @@ struct State {
 struct Rule {
     at: HoldAt,
     matches: Box<dyn Fn(&Request) -> bool + Send>,
+}
+
+/// Takes a request whose future is dropped off the list.
+struct Waiting<'a> {
+    dev: &'a HeldDev,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.dev.lock().waiting.remove(&self.id);
+    }
 }
 
 impl HeldDev {
@@ -98,6 +113,7 @@ impl HeldDev {
 
     async fn gate(&self, request: Request, at: HoldAt) {
         let Some(id) = self.enter(request, at) else { return };
+        let _waiting = Waiting { dev: self, id };
         poll_fn(|context| {
             let mut state = self.lock();
             let Some((_, waker)) = state.waiting.get_mut(&id) else { return Poll::Ready(()) };
@@ -239,5 +255,17 @@ mod tests {
             assert_eq!(read.unwrap(), [7; 1024]);
             assert!(held.held().is_empty());
         });
+    }
+
+    #[test]
+    fn a_request_whose_future_is_dropped_waits_no_more() {
+        let held = Arc::new(HeldDev::new(Disk::new(MemDev::new(4096))));
+        held.hold(HoldAt::Start, |_| true);
+        let disk = Disk::from_arc(held.clone());
+        let mut read = Box::pin(disk.read_vec(0, 512));
+        assert!(futures_util::FutureExt::now_or_never(&mut read).is_none());
+        assert_eq!(held.held().len(), 1);
+        drop(read);
+        assert!(held.held().is_empty());
     }
 }

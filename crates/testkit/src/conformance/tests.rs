@@ -58,6 +58,18 @@ fn a_read_only_ram_disk_conforms() {
     }));
 }
 
+#[test]
+fn threads_share_a_ram_disk() {
+    check_threads(&Disk::new(MemDev::new(SIZE)), block_on);
+    check_threads(&Disk::new(CrashDev::slow(SparseBytes::new(SIZE), MemDev::INFO, 1)), block_on);
+}
+
+#[test]
+fn a_read_modify_write_without_a_lock_is_found_by_threads() {
+    let found = threads::violations(&Disk::new(Broken::new(Bug::RacesWithNeighbours)), block_on);
+    assert!(!found.is_empty());
+}
+
 /// One fault of the kinds that the suite is there to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bug {
@@ -70,6 +82,7 @@ enum Bug {
     UsesOnlyTheFirstSegments,
     FillsOnlyTheFirstSegments,
     MixesOverlappingWrites,
+    RacesWithNeighbours,
     ZeroesTooLittle,
     FastZeroesWriteHalf,
     FastZeroesAreWrongError,
@@ -235,6 +248,15 @@ impl BlockDev for Broken {
                     crate::yield_now().await;
                 }
                 Ok(())
+            }
+            Bug::RacesWithNeighbours => {
+                let start = offset / 4096 * 4096;
+                let page = SgList::unspecified((from.len() + offset - start).next_multiple_of(4096) as usize);
+                self.inner.read(start, page.clone()).await?;
+                // Gives another thread the time to do the same.
+                (0..4).for_each(|_| std::thread::yield_now());
+                page.copy_from_slice(offset - start, &from.to_vec());
+                self.inner.write(start, page, flags).await
             }
             _ => self.inner.write(offset, from, flags).await,
         }

@@ -230,3 +230,26 @@ fn thousands_of_cuts_of_a_large_disk_are_affordable() {
         assert!(cuts > 2000);
     });
 }
+
+#[test]
+fn a_close_waits_for_what_is_in_flight_and_makes_it_durable() {
+    for seed in 0..20 {
+        let crash = Arc::new(CrashDev::slow(SparseBytes::new(4 * SECTOR), MemDev::INFO, seed));
+        let disk = Disk::from_arc(crash.clone());
+        let request = |sector: u64| {
+            let disk = disk.clone();
+            async move {
+                if sector == 4 {
+                    return disk.close().await.is_ok();
+                }
+                let bytes = SgList::copy_of(&[1; SECTOR as usize]);
+                disk.write(sector * SECTOR, bytes, WriteFlags::default()).await.is_ok()
+            }
+        };
+        let done = run_tasks(seed, (0..5).map(request));
+        assert!(done[4]);
+        let kept: Vec<bool> =
+            sectors(&crash.crash(Survival::Nothing)).iter().map(|&byte| byte == 1).collect();
+        assert_eq!(kept, done[..4], "a write is there if it was acknowledged, and refused if not");
+    }
+}
