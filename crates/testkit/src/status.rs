@@ -2,8 +2,8 @@
 
 use block::{ByteRange, Extent};
 
-/// Checks the form of an answer: at least one extent, none of them empty, no end beyond what an offset can express.
-/// That extents carry lengths and no offsets makes them ascending and gapless.
+/// Checks the form of an answer: at least one extent, none of them empty, zeroes wherever there is no data, no end
+/// beyond what an offset can express. That extents carry lengths and no offsets makes them ascending and gapless.
 ///
 /// # Errors
 /// A sentence that says what is wrong.
@@ -19,6 +19,12 @@ pub(crate) fn check_extents(range: ByteRange, extents: &[Extent]) -> Result<(), 
         if at >= range.end() {
             return Err(format!(
                 "block_status of {range} gives extent {index} at {at:#x}, which was not asked for"
+            ));
+        }
+        if !extent.state.is_data() && !extent.zeroes {
+            return Err(format!(
+                "block_status of {range} says that extent {index} at {at:#x} is {}, but not that it reads as zeroes",
+                extent.state
             ));
         }
         let Some(next) = ByteRange::new(at, extent.len) else {

@@ -92,6 +92,8 @@ enum Bug {
     StatusCallsDataAHole,
     StatusHasEmptyExtents,
     StatusIsEmpty,
+    StatusForgetsThatHolesAreZeroes,
+    StatusCallsStoredDataZeroes,
     StatusClearsTheList,
     ResizeShowsOldData,
     ResizeIsLate,
@@ -117,6 +119,8 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::StatusCallsDataAHole, "block_status"),
     (Bug::StatusHasEmptyExtents, "block_status"),
     (Bug::StatusIsEmpty, "block_status"),
+    (Bug::StatusForgetsThatHolesAreZeroes, "block_status"),
+    (Bug::StatusCallsStoredDataZeroes, "block_status"),
     (Bug::StatusClearsTheList, "block_status"),
     (Bug::ResizeShowsOldData, "resize"),
     (Bug::ResizeIsLate, "resize"),
@@ -306,6 +310,13 @@ impl BlockDev for Broken {
                 self.inner.block_status(area, out).await
             }
             Bug::StatusIsEmpty => self.inner.block_status(area, &mut Vec::new()).await,
+            Bug::StatusForgetsThatHolesAreZeroes | Bug::StatusCallsStoredDataZeroes => {
+                let zeroes = self.bug == Bug::StatusCallsStoredDataZeroes;
+                let mut extents = Vec::new();
+                self.inner.block_status(area, &mut extents).await?;
+                out.extend(extents.into_iter().map(|extent| Extent { zeroes, ..extent }));
+                Ok(())
+            }
             Bug::StatusClearsTheList => {
                 out.clear();
                 self.inner.block_status(area, out).await
