@@ -1,16 +1,16 @@
 //! Power cuts: at every write, flush and torn sector of random workloads, the file opens again and holds everything
 //! that was flushed, nothing that was never there, and identifiers that kept their rules.
 //!
-//! `GODWIT_CRASH_SECONDS` is the time that the search may take, 20 unless it is set; the first workloads run in any
+//! `GODWIT_CRASH_SECONDS` is the time that the search may take, 10 unless it is set; the first workloads run in any
 //! case.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::Disk;
+use block::{ByteRange, DevInfo, Disk};
 use image::vhdx::{self, Access};
-use testkit::{CrashDev, History, MemDev, Model, Runner, Shape, Survival, block_on};
+use testkit::{CrashDev, History, MemDev, Model, Op, Runner, Shape, Survival, block_on};
 use uuid::Uuid;
 
 use crate::cases::{CASES, Case, Fixture, HOST};
@@ -27,8 +27,21 @@ pub(crate) struct Run {
     guid_before: Uuid,
 }
 
-/// Runs a workload of many small changes, so that the log wraps and space is reused.
-pub(crate) fn run(case: Case, seed: u64, depth: usize, ops: usize) -> Run {
+/// Runs random requests that meet at block borders, so that space is trimmed and reused.
+pub(crate) fn run(case: Case, seed: u64, depth: usize, count: usize) -> Run {
+    let block = u64::from(case.block_bytes);
+    let info = DevInfo { block_bytes: case.sector_bytes, ..HOST };
+    let shape = Shape {
+        borders: vec![4096, block],
+        len_max: (2 * block).min(1 << 20),
+        hot_places: 4,
+        ..Shape::new(case.virtual_size, &info)
+    };
+    run_ops(case, seed, depth, &shape.ops(seed, count))
+}
+
+/// Runs `ops` on a new file, on a host whose requests take a while.
+fn run_ops(case: Case, seed: u64, depth: usize, ops: &[Op]) -> Run {
     let fixture = case.make();
     let host = Arc::new(CrashDev::slow(fixture.file.clone(), HOST, seed));
     let label = format!("{} seed {seed} depth {depth}", case.name);
@@ -42,19 +55,12 @@ pub(crate) fn run(case: Case, seed: u64, depth: usize, ops: usize) -> Run {
         let mut model = Model::of(fixture.content(), disk.info());
         models.borrow_mut().push(model.clone());
         host.note(0);
-        let block = u64::from(case.block_bytes);
-        let shape = Shape {
-            borders: vec![4096, block],
-            len_max: (2 * block).min(1 << 20),
-            hot_places: 4,
-            ..Shape::of(&disk)
-        };
         let note = |model: &Model| {
             host.note(models.borrow().len() as u64);
             models.borrow_mut().push(model.clone());
         };
         let runner = Runner::new(&disk, &mut model).depth(depth, seed).on_step(note);
-        runner.run(&shape.ops(seed, ops)).await.unwrap_or_else(|mismatch| panic!("{label}: {mismatch}"));
+        runner.run(ops).await.unwrap_or_else(|mismatch| panic!("{label}: {mismatch}"));
         drop(runner);
         disk.close().await.unwrap();
     });
@@ -116,7 +122,10 @@ impl Run {
 
     /// Checks cuts spread over the run, from `offset`, until `until`; gives how many.
     fn check_some(&self, offset: usize, until: Instant) -> usize {
-        let cuts = self.history.cuts();
+        self.check_these(&self.history.cuts(), offset, until)
+    }
+
+    fn check_these(&self, cuts: &[usize], offset: usize, until: Instant) -> usize {
         let stride = cuts.len().div_ceil(CUTS_PER_RUN).max(1);
         let mut checked = 0;
         for &cut in cuts.iter().skip(offset % stride).step_by(stride) {
@@ -147,7 +156,7 @@ const CUTS_PER_RUN: usize = 40;
 
 fn budget() -> Duration {
     let seconds = std::env::var("GODWIT_CRASH_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(20))
+    Duration::from_secs(seconds.unwrap_or(10))
 }
 
 fn search(cases: &[Case], depth: usize) {
@@ -181,4 +190,40 @@ fn a_power_cut_in_a_child_loses_nothing_that_was_flushed() {
 #[test]
 fn a_power_cut_among_requests_in_flight_loses_nothing_that_was_flushed() {
     search(&CASES, 6);
+}
+
+/// A write of one sector to block `index`, which allocates it.
+fn touch(case: Case, index: u64, stamp: u64) -> Op {
+    let start = index * u64::from(case.block_bytes);
+    Op::Write { range: ByteRange::new(start, case.sector_bytes.into()).unwrap(), stamp, fua: false }
+}
+
+#[test]
+fn a_power_cut_after_the_log_has_wrapped_loses_nothing_that_was_flushed() {
+    for case in [CASES[0], CASES[3]] {
+        let block = u64::from(case.block_bytes);
+        let blocks = case.virtual_size / block;
+        // Each flush logs a page or two, and the log holds some hundred such entries.
+        let turns = (0..220).flat_map(|turn| {
+            let index = turn % blocks;
+            let trim = Op::Discard(ByteRange::new(index * block, block).unwrap());
+            [touch(case, index, turn + 1), Op::Flush, trim, Op::Flush]
+        });
+        let run = run_ops(case, 1, 1, &turns.collect::<Vec<_>>());
+        let cuts = run.history.cuts();
+        let late = &cuts[cuts.len() / 2..];
+        run.check_these(late, 3, Instant::now() + budget());
+    }
+}
+
+#[test]
+fn a_power_cut_while_a_batch_larger_than_the_log_is_made_durable_loses_nothing() {
+    // Blocks of 1 MiB that are 512 apart have their entries in pages of their own: more than the log can hold.
+    let case =
+        Case { name: "wide", virtual_size: 300 << 29, block_bytes: 1 << 20, sector_bytes: 512, child: false };
+    let spread = |stamp| (0..300).map(move |index| touch(case, index * 512, stamp + index));
+    let ops: Vec<_> = spread(1).chain([Op::Flush]).chain(spread(1000)).chain([Op::Flush]).collect();
+    let run = run_ops(case, 1, 4, &ops);
+    let cuts = run.history.cuts();
+    run.check_these(&cuts[cuts.len() / 3..], 1, Instant::now() + budget());
 }
