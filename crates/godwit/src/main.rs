@@ -2,6 +2,8 @@
 
 mod cli;
 mod disk;
+#[cfg(test)]
+mod documents;
 mod exit;
 mod report;
 mod serve;

@@ -34,7 +34,9 @@ struct Arrow {
 /// Holds the workspace at `root` to the table in the document `architecture`.
 pub(crate) fn check(root: &Path, architecture: &str) -> Result<Vec<Finding>> {
     let (crates, arrows) = parse_metadata(&metadata(root)?)?;
-    Ok(compare(&parse_table(architecture), &crates, &arrows))
+    let mut findings = compare(&parse_table(architecture), &crates, &arrows);
+    findings.extend(doubled_rows(architecture));
+    Ok(findings)
 }
 
 fn metadata(root: &Path) -> Result<Value> {
@@ -77,6 +79,22 @@ fn parse_table(architecture: &str) -> BTreeMap<String, Allowed> {
             let cell = |index: usize| cells.get(index).copied().unwrap_or("");
             let allowed = Allowed { line, normal: names(cell(2)), tests: names(cell(3)) };
             (cell(0).trim_matches('`').to_owned(), allowed)
+        })
+        .collect()
+}
+
+/// Rows for a crate that has one already: they would hide each other.
+fn doubled_rows(architecture: &str) -> Vec<Finding> {
+    let mut seen = BTreeSet::new();
+    table_rows(architecture, CRATES_HEADING)
+        .filter(|(_, cells)| !seen.insert(cells[0].to_owned()))
+        .map(|(line, cells)| {
+            Finding::new(
+                "ARCHITECTURE.md",
+                line,
+                "crates",
+                format!("{} is listed twice; keep one row", cells[0]),
+            )
         })
         .collect()
 }
@@ -164,6 +182,12 @@ mod tests {
     fn the_table_lists_the_crates_that_exist() {
         assert_eq!(check(&["a", "b", "t", "c"], &[]), 1);
         assert_eq!(check(&["a", "b"], &[]), 1);
+    }
+
+    #[test]
+    fn a_crate_has_one_row() {
+        assert_eq!(doubled_rows(TABLE).len(), 0);
+        assert_eq!(doubled_rows(&format!("{TABLE}| `b` | y | | |\n")).len(), 1);
     }
 
     #[test]

@@ -214,12 +214,10 @@ pub(crate) fn check_unsafe(tree: &Tree, architecture: &str) -> Vec<Finding> {
                 );
                 findings.push(Finding::new(path, line, "unsafe", advice));
             }
-            (Some(_), Some(_))
-                if !code.contains("#![expect(unsafe_code")
-                    && !code.contains("#![expect(\n    unsafe_code") =>
-            {
-                let advice = "opt in at the top of the file with `#![expect(unsafe_code, reason = \"...\")]`";
-                findings.push(Finding::new(path, 1, "unsafe", advice));
+            (Some(line), Some(_)) if !opts_in(&code) => {
+                let advice =
+                    "opt in with `expect(unsafe_code, reason = \"...\")`, for the file or for the item";
+                findings.push(Finding::new(path, line, "unsafe", advice));
             }
             (None, Some(line)) => {
                 let advice = format!("{path} has no `unsafe` any more; remove the row");
@@ -233,6 +231,10 @@ pub(crate) fn check_unsafe(tree: &Tree, architecture: &str) -> Vec<Finding> {
         findings.push(Finding::new("ARCHITECTURE.md", *line, "unsafe", advice));
     }
     findings
+}
+
+fn opts_in(code: &str) -> bool {
+    code.split("expect(").skip(1).any(|rest| rest.trim_start().starts_with("unsafe_code"))
 }
 
 fn has_unsafe(line: &str) -> bool {
