@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use block::{BlockDev, ByteRange, DevInfo, Disk, ExtentState};
 use image::ImageDev;
+use image::vhdx::check::{CheckOptions, Severity, check};
 use image::vhdx::{Access, CreateOptions, Kind, OpenError, ParentLocator, Vhdx, create, open};
 use testkit::{MemDev, SparseBytes, block_on};
 use uuid::Uuid;
@@ -35,11 +36,22 @@ pub(crate) fn run_sealed(input: &[u8]) {
 fn run(input: &[u8], file: SparseBytes) {
     let Some(choices) = input.get(2..HEAD_BYTES) else { return };
     block_on(async {
-        let Ok(before) = look(file.clone(), choices).await else { return };
-        if choices[0] & 1 != 0 {
-            change(file, choices, &before).await;
+        let worst = check_worst(&file).await;
+        match look(file.clone(), choices).await {
+            Err(error) => {
+                assert_eq!(worst, Some(Severity::Corrupt), "a check finds why a file is refused: {error}");
+            }
+            Ok(before) if choices[0] & 1 != 0 => change(file, choices, &before).await,
+            Ok(_) => {}
         }
     });
+}
+
+/// The worst that a check finds.
+async fn check_worst(file: &SparseBytes) -> Option<Severity> {
+    let host = MemDev::from_image(file.clone(), DevInfo { read_only: true, block_bytes: 1, ..MemDev::INFO });
+    let report = check(&Disk::new(host), &CheckOptions::default()).await;
+    report.expect("the host fails no request").worst()
 }
 
 /// What was seen of a disk.
