@@ -34,6 +34,8 @@ pub const LOG_BYTES: u32 = 1 << 20;
 /// The longest log of a new file.
 pub const LOG_BYTES_MAX: u32 = 1 << 30;
 
+/// What of the file identifier is written: all that is not zero, in whole blocks of any host.
+const IDENTIFIER_BYTES: u64 = 4096;
 /// Bytes of the block allocation table, and of preallocated space, that one request writes.
 const PIECE_BYTES: u64 = 1 << 20;
 const PREALLOCATE_PIECE_BYTES: u64 = 1 << 30;
@@ -316,8 +318,9 @@ impl Plan {
         let unmap = ZeroFlags { may_unmap: true, ..ZeroFlags::default() };
         let before = file.range();
         if !before.is_empty() {
-            let head = ByteRange::new(0, before.len().min(HEADER_AREA_BYTES)).expect("a part of a range");
-            file.write_zeroes(head, unmap).await?;
+            // By itself and first: while anything else of an old disk is half gone, it has no signature.
+            let signature = ByteRange::new(0, before.len().min(IDENTIFIER_BYTES)).expect("a part of a range");
+            file.write_zeroes(signature, unmap).await?;
             file.flush().await?;
             // Cut before it grows: what a regular file gives up comes back as zeroes.
             Self::resize(file, 0, before.len()).await?;
@@ -383,7 +386,7 @@ fn identifier(creator: &str) -> Vec<u8> {
         unit.set(code);
     }
     let mut bytes = raw.as_bytes().to_vec();
-    bytes.resize(4096, 0);
+    bytes.resize(IDENTIFIER_BYTES as usize, 0);
     bytes
 }
 
