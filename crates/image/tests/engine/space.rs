@@ -110,3 +110,35 @@ fn states_follow_trim_and_zeroes_as_the_format_says() {
         });
     }
 }
+
+#[test]
+fn bits_that_another_program_left_for_an_absent_block_do_not_hide_the_parent() {
+    block_on(async {
+        let case = CASES[3];
+        let fixture = case.make();
+        let host = Arc::new(MemDev::from_image(fixture.file.clone(), HOST));
+        let disk = fixture.open(Disk::from_arc(Arc::clone(&host))).await;
+        // The chunk gets a bitmap with the first bits of block 3.
+        disk.write_all(3 * MIB, &[1; 512]).await.unwrap();
+        disk.close().await.unwrap();
+        let mut image = host.image();
+        let opened = image::vhdx::open(
+            Disk::new(MemDev::from_image(image.clone(), HOST)),
+            image::vhdx::Access::ReadOnly,
+        )
+        .await
+        .unwrap();
+        let index = opened.geometry.bitmap_entry_index(0);
+        let mut entry = [0; 8];
+        image.read(opened.regions.bat.offset + index * 8, &mut entry);
+        let bitmap = u64::from_le_bytes(entry) & !(MIB - 1);
+        // All bits of block 12, where the parent has data in the middle of the disk.
+        image.write(bitmap + opened.geometry.bitmap_offset_of(12), &[0xff; 256]);
+        let disk = fixture.open(Disk::new(MemDev::from_image(image, HOST))).await;
+        let before = disk.read_vec(12 * MIB, 1 << 20).await.unwrap();
+        assert!(before.iter().any(|&byte| byte != 0), "the parent has data there");
+        disk.write_all(12 * MIB, &[2; 512]).await.unwrap();
+        let after = disk.read_vec(12 * MIB, 1 << 20).await.unwrap();
+        assert_eq!((&after[..512], &after[512..]), (&[2; 512][..], &before[512..]));
+    });
+}
