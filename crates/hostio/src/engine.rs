@@ -102,6 +102,19 @@ pub fn turn() -> io::Result<()> {
     result
 }
 
+/// Waits, blocking the thread, until nothing that its tasks began is under way.
+pub(crate) fn finish() {
+    let mut reaped = Reaped::new();
+    let finished = THREAD.with_borrow_mut(|thread| match thread.ring() {
+        Some(ring) => ring.finish(&mut reaped),
+        None => Ok(()),
+    });
+    reaped.settle();
+    if let Err(error) = finished {
+        tracing::error!(%error, "operations under way cannot be waited for");
+    }
+}
+
 /// Whether this thread has operations that the kernel has not been told of.
 pub fn needs_turn() -> bool {
     THREAD.with_borrow(|thread| thread.turn_is_due)

@@ -7,7 +7,6 @@ mod open;
 mod zeroes;
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +18,8 @@ use block::{
 
 use self::access::Access as DataAccess;
 use self::geometry::Geometry;
+use crate::op::OpenFile;
+
 pub use self::open::{Access, Cache, Inline, Lock, OpenOptions};
 
 /// A regular file or a block device of the host.
@@ -30,9 +31,10 @@ pub use self::open::{Access, Cache, Inline, Lock, OpenOptions};
 /// The lock, the descriptor and everything in flight belong to the object, and end with [`BlockDev::close`] or drop.
 pub struct HostFile {
     path: PathBuf,
-    /// Read-locked by every request for as long as it runs, so that `resize` and `close`, which write-lock it, wait
-    /// for what is in flight and see nothing new. None once closed. It is the only lock of a file.
-    file: RwLock<Option<Arc<OwnedFd>>>,
+    /// Read-locked by every request for as long as it runs, so that `resize` and `close`, which write-lock it, see
+    /// nothing new; they also wait for operations whose requests were given up. None once closed. It is the only lock
+    /// of a file.
+    file: RwLock<Option<OpenFile>>,
     size: Arc<AtomicU64>,
     info: DevInfo,
     geometry: Geometry,
@@ -42,7 +44,7 @@ pub struct HostFile {
 }
 
 /// The open file, for as long as one request runs.
-type InUse<'a> = RwLockReadGuard<'a, Option<Arc<OwnedFd>>>;
+type InUse<'a> = RwLockReadGuard<'a, Option<OpenFile>>;
 
 impl HostFile {
     /// The path it was opened by.
@@ -64,7 +66,7 @@ impl HostFile {
             .map_err(|error| self.failed(&format!("allocate {range}"), error))
     }
 
-    fn fd<'a>(&self, file: &'a InUse<'_>) -> &'a Arc<OwnedFd> {
+    fn fd<'a>(&self, file: &'a InUse<'_>) -> &'a OpenFile {
         file.as_ref().expect("a request runs only on an open file")
     }
 
@@ -108,7 +110,7 @@ impl HostFile {
         Ok(())
     }
 
-    async fn sync(&self, file: &Arc<OwnedFd>) -> Result<()> {
+    async fn sync(&self, file: &OpenFile) -> Result<()> {
         let synced = self.data.sync(file).await;
         self.latch(synced).map_err(|error| self.failed("flush", error))
     }
@@ -212,7 +214,8 @@ impl BlockDev for HostFile {
         if self.geometry.is_block_device {
             return Err(self.error(ErrorKind::Unsupported, "a block device has a fixed size"));
         }
-        let (fd, known) = (fd.clone(), self.size.clone());
+        fd.unused().await;
+        let (fd, known) = (fd.hold(), self.size.clone());
         // The size is noted where the file is cut, so that both happen or none, whoever stops waiting.
         let resized = crate::pool::run(move || {
             rustix::fs::ftruncate(&fd, size)?;
@@ -225,11 +228,14 @@ impl BlockDev for HostFile {
     async fn close(&self) -> Result<()> {
         let mut file = self.file.write().await;
         let Some(fd) = file.take() else { return Ok(()) };
+        fd.unused().await;
         if self.info.read_only {
             return Ok(());
         }
         self.check_changeable()?;
-        self.sync(&fd).await
+        let synced = self.sync(&fd).await;
+        fd.unused().await;
+        synced
     }
 }
 

@@ -62,7 +62,7 @@ struct TaskWaker {
 
 /// Runs `future` to its end on this thread, together with what it [`spawn`]s, and drives the thread's host I/O.
 ///
-/// Tasks that have not ended by then are dropped; what they asked of the kernel goes on by itself.
+/// Tasks that have not ended by then are dropped; what they asked of the kernel is waited for.
 ///
 /// # Panics
 /// If it is called inside itself, or the host has no event descriptor left.
@@ -157,6 +157,8 @@ impl Drop for Entered {
         // Dropping a task may wake others, so the map is not borrowed meanwhile.
         let left = std::mem::take(&mut self.0.spawned.borrow_mut().tasks);
         drop(left);
+        // Nobody else enters this thread's ring, and others may wait for what it holds.
+        engine::finish();
     }
 }
 

@@ -11,7 +11,7 @@ mod holder;
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use block::{BlockError, ErrorKind, Result};
@@ -22,6 +22,9 @@ use crate::sys;
 const USED_BASE: u64 = 100;
 /// Where the marks of permissions begin that others must not use.
 const FORBIDDEN_BASE: u64 = 200;
+
+/// One past the last byte that can be marked.
+const MARKS_END: u64 = 300;
 
 /// What a user of an image may do with it, by QEMU's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,22 +78,53 @@ enum Clash {
     Forbids(Permission),
 }
 
-/// Locks the open `file` for `role` until it is closed.
-///
-/// # Errors
-/// `Busy` where somebody else uses the image in a way that does not go with `role`, with who that is where it can be
-/// known; `Unsupported` where the file system has no locks.
-pub(crate) fn acquire(file: impl AsFd, path: &Path, role: Role) -> Result<()> {
-    let file = file.as_fd();
-    let conflict = set_marks(file, role)
-        .and_then(|conflict| if conflict.is_some() { Ok(conflict) } else { find_conflict(file, role) })
-        .map_err(|error| {
-            let text = format!("lock {}: the file system refuses locks; open it without", path.display());
-            BlockError::with_source(ErrorKind::Unsupported, text, error)
-        })?;
-    let Some(conflict) = conflict else { return Ok(()) };
-    let holders = holder::of(file, conflict.byte);
-    Err(BlockError::new(ErrorKind::Busy, format!("lock {}: {holders} {}", path.display(), conflict.what)))
+/// An open file and its marks, which both end when it is dropped.
+#[derive(Debug)]
+pub(crate) struct LockedFd {
+    fd: OwnedFd,
+    is_marked: bool,
+}
+
+impl LockedFd {
+    /// An open file without marks.
+    pub(crate) fn unmarked(fd: OwnedFd) -> Self {
+        Self { fd, is_marked: false }
+    }
+
+    /// Locks the open file at `path` for `role`.
+    ///
+    /// # Errors
+    /// `Busy` where somebody else uses the image in a way that does not go with `role`, with who that is where it can
+    /// be known; `Unsupported` where the file system has no locks.
+    pub(crate) fn marked(fd: OwnedFd, path: &Path, role: Role) -> Result<Self> {
+        let file = Self { fd, is_marked: true };
+        let conflict = set_marks(&file, role)
+            .and_then(|conflict| if conflict.is_some() { Ok(conflict) } else { find_conflict(&file, role) })
+            .map_err(|error| {
+                let text = format!("lock {}: the file system refuses locks; open it without", path.display());
+                BlockError::with_source(ErrorKind::Unsupported, text, error)
+            })?;
+        let Some(conflict) = conflict else { return Ok(file) };
+        let holders = holder::of(&file, conflict.byte);
+        Err(BlockError::new(ErrorKind::Busy, format!("lock {}: {holders} {}", path.display(), conflict.what)))
+    }
+}
+
+impl AsFd for LockedFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for LockedFd {
+    /// Takes the marks away before the descriptor is closed: a ring's kernel thread may hold the open file for some
+    /// time after the last operation on it has completed, and its marks with it.
+    fn drop(&mut self) {
+        if self.is_marked {
+            // It can fail only where the file system has lost its locks, and then there is nothing to take away.
+            let _ = sys::unlock(self.fd.as_fd(), USED_BASE, MARKS_END - USED_BASE);
+        }
+    }
 }
 
 /// Sets the marks of `role`; returns what kept one from being set, which only an exclusive lock can.

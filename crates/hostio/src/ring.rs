@@ -27,8 +27,8 @@ const COMPLETIONS_MAX: u32 = OPS_MAX as u32;
 /// A thread's ring. It never leaves its thread.
 pub(crate) struct Ring {
     uring: IoUring,
-    /// Counted up by the kernel for every batch of completions. Polling the ring's own descriptor will not do: with
-    /// DEFER_TASKRUN it missed completions that came just as the poll began (seen on 6.18).
+    /// Counted up by the kernel for every batch of completions. An event rather than the ring's own descriptor, which
+    /// missed completions that came just as a first poll began (6.18, with DEFER_TASKRUN).
     event: OwnedFd,
     /// Never moved and never resized: submission entries point into it.
     slots: Box<[Slot]>,
@@ -87,7 +87,7 @@ impl Ring {
     /// # Errors
     /// What `io_uring_setup` says where the host has none for us: `ENOSYS`, `EPERM`, `ENOMEM`.
     pub(crate) fn new() -> io::Result<Self> {
-        let uring = build_deferred().or_else(|_| build_cooperative()).or_else(|_| build_plain())?;
+        let uring = build_cooperative().or_else(|_| build_plain())?;
         if !uring.params().is_feature_nodrop() || !uring.params().is_feature_rw_cur_pos() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -201,6 +201,24 @@ impl Ring {
         result
     }
 
+    /// Submits what is queued and waits, blocking the thread, until nothing is under way.
+    ///
+    /// # Errors
+    /// What `io_uring_enter` says, unless it is a passing shortage.
+    pub(crate) fn finish(&mut self, reaped: &mut Reaped) -> io::Result<()> {
+        while self.is_busy() {
+            let waited = self.enter(1);
+            self.reap(reaped);
+            match waited {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Enters the ring until all is submitted or the kernel takes no more for now.
     fn submit(&mut self) -> io::Result<()> {
         loop {
@@ -213,7 +231,7 @@ impl Ring {
         }
     }
 
-    /// Enters the ring once. GETEVENTS also runs the completions that DEFER_TASKRUN holds back.
+    /// Enters the ring once, and waits for `wait_for` completions.
     fn enter(&mut self, wait_for: u32) -> io::Result<()> {
         let queued = self.queued as u32;
         // SAFETY: no argument structure is passed, and the entries were checked when they were queued.
@@ -254,7 +272,7 @@ impl Slot {
     fn fill(&mut self, op: Op, waker: Waker) -> squeue::Entry {
         self.state = SlotState::Pending(waker);
         let op = self.op.insert(op);
-        let fd = Fd(op.file.as_raw_fd());
+        let fd = Fd(op.file.as_fd().as_raw_fd());
         match &op.request {
             Request::Transfer { direction, offset, memory, dsync } => {
                 sys::iovecs(memory, &mut self.vecs);
@@ -303,32 +321,23 @@ impl Drop for Ring {
     /// Waits for what is under way, because closing a ring does not stop operations that have begun.
     fn drop(&mut self) {
         let mut reaped = Reaped::default();
-        while self.is_busy() {
-            let wait = self.enter(1);
-            self.reap(&mut reaped);
-            if let Err(error) = wait
-                && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
-            {
-                tracing::error!(%error, "a ring with operations under way cannot be waited for; their memory is kept");
-                Box::leak(std::mem::take(&mut self.slots));
-                break;
-            }
+        if let Err(error) = self.finish(&mut reaped) {
+            tracing::error!(%error, "a ring with operations under way cannot be waited for; their memory is kept");
+            Box::leak(std::mem::take(&mut self.slots));
         }
         reaped.settle();
     }
 }
 
-fn build_deferred() -> io::Result<IoUring> {
-    // Completions are handled when we enter the ring and never interrupt the thread in between (kernel 6.1).
+fn build_cooperative() -> io::Result<IoUring> {
+    // Completions are handled when the thread next enters the kernel and never interrupt it in between (5.19, 6.0).
+    // Not DEFER_TASKRUN: that also puts off letting go of files, until the ring is entered again, and a thread that
+    // has no more I/O to do would keep what it closed open.
     IoUring::builder()
         .setup_single_issuer()
-        .setup_defer_taskrun()
+        .setup_coop_taskrun()
         .setup_cqsize(COMPLETIONS_MAX)
         .build(SUBMISSIONS_MAX)
-}
-
-fn build_cooperative() -> io::Result<IoUring> {
-    IoUring::builder().setup_coop_taskrun().setup_cqsize(COMPLETIONS_MAX).build(SUBMISSIONS_MAX)
 }
 
 fn build_plain() -> io::Result<IoUring> {

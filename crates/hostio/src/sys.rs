@@ -77,7 +77,12 @@ pub(crate) fn transfer(
 /// # Errors
 /// `EAGAIN` where somebody holds an exclusive lock; what the file system says where it has no locks.
 pub(crate) fn lock_shared(fd: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
-    lock_call(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
+    lock_call(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1).map(drop)
+}
+
+/// Gives back what the open file behind `fd` holds of `len` bytes from `start`.
+pub(crate) fn unlock(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    lock_call(fd, libc::F_OFD_SETLK, libc::F_UNLCK, start, len).map(drop)
 }
 
 /// Whether another open file holds any lock on `byte`.
@@ -85,16 +90,16 @@ pub(crate) fn lock_shared(fd: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
 /// # Errors
 /// What the file system says where it has no locks.
 pub(crate) fn is_locked_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
-    lock_call(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map(|kind| kind != libc::F_UNLCK)
+    lock_call(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1).map(|kind| kind != libc::F_UNLCK)
 }
 
-/// Makes a lock call for one byte; returns the kind of lock that the kernel answered with.
-fn lock_call(fd: BorrowedFd<'_>, call: i32, kind: i32, byte: u64) -> io::Result<i32> {
+/// Makes a lock call for `len` bytes from `start`; returns the kind of lock that the kernel answered with.
+fn lock_call(fd: BorrowedFd<'_>, call: i32, kind: i32, start: u64, len: u64) -> io::Result<i32> {
     let mut lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte as libc::off_t,
-        l_len: 1,
+        l_start: start as libc::off_t,
+        l_len: len as libc::off_t,
         // Open-file locks want 0 here.
         l_pid: 0,
     };

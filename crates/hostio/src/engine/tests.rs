@@ -7,7 +7,8 @@ use std::sync::Arc;
 use block::{Buffer, SgList};
 
 use super::*;
-use crate::op::Request;
+use crate::lock::LockedFd;
+use crate::op::{OpenFile, Request};
 use crate::ring::OPS_MAX;
 use crate::sys::Direction;
 use crate::{block_on, spawn};
@@ -22,23 +23,23 @@ fn on_each_engine(check: fn()) {
     std::thread::spawn(on_pool).join().expect("the check passes on the pool");
 }
 
-fn file_of(bytes: &[u8]) -> Arc<OwnedFd> {
+fn file_of(bytes: &[u8]) -> Arc<OpenFile> {
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, bytes).unwrap();
-    Arc::new(file.into())
+    Arc::new(OpenFile::new(LockedFd::unmarked(file.into())))
 }
 
-fn read(file: &Arc<OwnedFd>, offset: u64, memory: SgList) -> Submission {
+fn read(file: &OpenFile, offset: u64, memory: SgList) -> Submission {
     transfer(file, Direction::Read, offset, memory)
 }
 
-fn write(file: &Arc<OwnedFd>, offset: u64, memory: SgList) -> Submission {
+fn write(file: &OpenFile, offset: u64, memory: SgList) -> Submission {
     transfer(file, Direction::Write, offset, memory)
 }
 
-fn transfer(file: &Arc<OwnedFd>, direction: Direction, offset: u64, memory: SgList) -> Submission {
+fn transfer(file: &OpenFile, direction: Direction, offset: u64, memory: SgList) -> Submission {
     let request = Request::Transfer { direction, offset, memory, dsync: false };
-    submit(Op { file: file.clone(), request })
+    submit(Op { file: file.hold(), request })
 }
 
 /// Polls `future` once, which queues its operation.
@@ -93,8 +94,8 @@ fn a_read_at_the_end_of_the_file_is_short() {
 fn an_error_of_the_host_arrives_as_it_is() {
     on_each_engine(|| {
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let pipe: Arc<OwnedFd> = Arc::new(pipe.into());
-        let result = block_on(submit(Op { file: pipe, request: Request::Sync })).0;
+        let pipe = OpenFile::new(LockedFd::unmarked(pipe.into()));
+        let result = block_on(submit(Op { file: pipe.hold(), request: Request::Sync })).0;
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL));
     });
 }
@@ -212,13 +213,30 @@ fn a_thread_that_ends_with_operations_under_way_waits_for_them() {
 }
 
 #[test]
+fn block_on_returns_when_nothing_that_it_began_is_under_way() {
+    on_each_engine(|| {
+        let file = file_of(&vec![3; 1 << 20]);
+        let memory = SgList::unspecified(1 << 20);
+        let lent = memory.clone();
+        block_on(async {
+            let mut future = read(&file, 0, lent);
+            poll_once(&mut future).await;
+        });
+        // Another thread, which cannot drive this one's ring, must not wait for it in vain.
+        std::thread::scope(|scope| scope.spawn(|| block_on(file.unused())).join().unwrap());
+        let buffer = Buffer::reclaim(memory).expect("nobody holds the memory");
+        assert!(buffer.iter().all(|byte| *byte == 3), "the read ran to its end");
+    });
+}
+
+#[test]
 fn a_sync_completes_after_the_writes_before_it() {
     on_each_engine(|| {
         let file = file_of(&[]);
         block_on(async {
             for index in 0..20u64 {
                 write(&file, index * 4096, SgList::copy_of(&[index as u8; 4096])).await.0.unwrap();
-                let synced = submit(Op { file: file.clone(), request: Request::Sync }).await.0;
+                let synced = submit(Op { file: file.hold(), request: Request::Sync }).await.0;
                 assert_eq!(synced.unwrap(), 0);
             }
         });

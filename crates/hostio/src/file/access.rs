@@ -6,15 +6,14 @@
 //! the ring where it would wait: reads that miss the cache, and writes while the host throttles writers.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use block::{Buffer, SgList};
 
 use crate::engine::submit;
-use crate::op::{Op, Request};
+use crate::op::{Op, OpenFile, Request};
 use crate::sys::{self, Direction};
 
 /// Requests above this go to the ring, so that one large copy does not keep the thread's other tasks waiting.
@@ -53,7 +52,7 @@ impl Access {
     }
 
     /// Reads until `into` is full or the file ends; returns the number of bytes.
-    pub(crate) async fn read(&self, file: &Arc<OwnedFd>, offset: u64, into: SgList) -> io::Result<u64> {
+    pub(crate) async fn read(&self, file: &OpenFile, offset: u64, into: SgList) -> io::Result<u64> {
         if let How::Direct { memory_align } = self.how
             && !into.is_aligned(memory_align)
         {
@@ -69,7 +68,7 @@ impl Access {
     /// Writes all of `from`; durable at completion if `dsync`.
     pub(crate) async fn write(
         &self,
-        file: &Arc<OwnedFd>,
+        file: &OpenFile,
         offset: u64,
         from: SgList,
         dsync: bool,
@@ -89,15 +88,15 @@ impl Access {
     }
 
     /// Makes everything written durable.
-    pub(crate) async fn sync(&self, file: &Arc<OwnedFd>) -> io::Result<()> {
+    pub(crate) async fn sync(&self, file: &OpenFile) -> io::Result<()> {
         if self.how == How::Memory {
             return Ok(rustix::fs::fdatasync(file)?);
         }
-        submit(Op { file: file.clone(), request: Request::Sync }).await.0.map(drop)
+        submit(Op { file: file.hold(), request: Request::Sync }).await.0.map(drop)
     }
 
     /// Reads what can be read without waiting; 0 where that is nothing.
-    fn read_inline(&self, file: &OwnedFd, offset: u64, into: &SgList) -> io::Result<u64> {
+    fn read_inline(&self, file: &OpenFile, offset: u64, into: &SgList) -> io::Result<u64> {
         let flags = match self.how {
             How::Memory => 0,
             How::Cached if is_tried(&self.reads_to_skip, into.len()) => libc::RWF_NOWAIT,
@@ -113,7 +112,7 @@ impl Access {
     }
 
     /// Writes into the page cache; 0 bytes where that may wait.
-    fn write_inline(&self, file: &OwnedFd, offset: u64, from: &SgList) -> io::Result<u64> {
+    fn write_inline(&self, file: &OpenFile, offset: u64, from: &SgList) -> io::Result<u64> {
         match self.how {
             How::Memory => return sys::transfer(file.as_fd(), Direction::Write, offset, from, 0),
             How::Cached if is_tried(&self.writes_to_skip, from.len()) => {}
@@ -146,7 +145,7 @@ fn is_tried(to_skip: &AtomicU32, len: u64) -> bool {
 
 /// Moves `memory` from its byte `done` on, in as many operations as it takes; returns where it ended.
 async fn transfer_all(
-    file: &Arc<OwnedFd>,
+    file: &OpenFile,
     direction: Direction,
     offset: u64,
     memory: SgList,
@@ -157,7 +156,7 @@ async fn transfer_all(
     while done < len {
         let rest = memory.slice(done, len - done);
         let request = Request::Transfer { direction, offset: offset + done, memory: rest, dsync };
-        let moved = submit(Op { file: file.clone(), request }).await.0?;
+        let moved = submit(Op { file: file.hold(), request }).await.0?;
         if moved == 0 {
             break;
         }
@@ -166,7 +165,7 @@ async fn transfer_all(
     Ok(done)
 }
 
-async fn read_bounced(file: &Arc<OwnedFd>, offset: u64, into: &SgList) -> io::Result<u64> {
+async fn read_bounced(file: &OpenFile, offset: u64, into: &SgList) -> io::Result<u64> {
     let mut done = 0;
     while done < into.len() {
         let len = BOUNCE_BYTES_MAX.min(into.len() - done);
@@ -182,7 +181,7 @@ async fn read_bounced(file: &Arc<OwnedFd>, offset: u64, into: &SgList) -> io::Re
     Ok(done)
 }
 
-async fn write_bounced(file: &Arc<OwnedFd>, offset: u64, from: &SgList, dsync: bool) -> io::Result<()> {
+async fn write_bounced(file: &OpenFile, offset: u64, from: &SgList, dsync: bool) -> io::Result<()> {
     let mut done = 0;
     while done < from.len() {
         let len = BOUNCE_BYTES_MAX.min(from.len() - done);

@@ -1,14 +1,14 @@
 //! Which parts of a file hold data.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::AsFd;
 
 use block::{ByteRange, Extent, ExtentState};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::geometry::Geometry;
+use crate::op::OpenFile;
 
 /// Extents that one call looks up at most; the caller asks again for what follows.
 const EXTENTS_MAX: usize = 1024;
@@ -16,11 +16,7 @@ const EXTENTS_MAX: usize = 1024;
 /// The extents from the start of `range`, which is not empty: to its end, or until there are [`EXTENTS_MAX`].
 ///
 /// A hole reads as zeroes. Everything else counts as data, and so does a whole file whose system cannot tell.
-pub(super) async fn of(
-    file: &Arc<OwnedFd>,
-    geometry: &Geometry,
-    range: ByteRange,
-) -> io::Result<Vec<Extent>> {
+pub(super) async fn of(file: &OpenFile, geometry: &Geometry, range: ByteRange) -> io::Result<Vec<Extent>> {
     if geometry.is_block_device {
         return Ok(vec![Extent::present(range.len(), Some(range.start()))]);
     }
@@ -28,11 +24,11 @@ pub(super) async fn of(
         return look_up(file, range);
     }
     // The lookup may wait for the file system's metadata, and a ring has no operation for it.
-    let file = file.clone();
+    let file = file.hold();
     crate::pool::run(move || look_up(&file, range)).await
 }
 
-fn look_up(file: &OwnedFd, range: ByteRange) -> io::Result<Vec<Extent>> {
+fn look_up(file: impl AsFd + Copy, range: ByteRange) -> io::Result<Vec<Extent>> {
     let mut extents = Vec::new();
     let mut at = range.start();
     while at < range.end() && extents.len() < EXTENTS_MAX {
@@ -51,7 +47,7 @@ fn look_up(file: &OwnedFd, range: ByteRange) -> io::Result<Vec<Extent>> {
 }
 
 /// Where the first data at or after `at` begins; none if only a hole follows.
-fn next_data(file: &OwnedFd, at: u64) -> io::Result<Option<u64>> {
+fn next_data(file: impl AsFd, at: u64) -> io::Result<Option<u64>> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(Some(data)),
         Err(Errno::NXIO) => Ok(None),
@@ -61,7 +57,7 @@ fn next_data(file: &OwnedFd, at: u64) -> io::Result<Option<u64>> {
 }
 
 /// Where the data at `at` ends.
-fn next_hole(file: &OwnedFd, at: u64) -> io::Result<u64> {
+fn next_hole(file: impl AsFd, at: u64) -> io::Result<u64> {
     match seek(file, SeekFrom::Hole(at)) {
         Ok(hole) => Ok(hole),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(u64::MAX),

@@ -1,7 +1,7 @@
 //! What the host tells of a file when it is opened.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use block::{DevInfo, Discard, SgList};
@@ -42,7 +42,11 @@ pub(super) struct Found {
 }
 
 /// Looks at a regular file.
-pub(super) fn of_regular_file(file: &OwnedFd, stat: &Stat, options: &OpenOptions) -> io::Result<Found> {
+pub(super) fn of_regular_file(
+    file: impl AsFd + Copy,
+    stat: &Stat,
+    options: &OpenOptions,
+) -> io::Result<Found> {
     let size = stat.st_size as u64;
     let system = rustix::fs::fstatfs(file)?;
     let changes = match changes_known_of(system.f_type as u64) {
@@ -78,7 +82,11 @@ pub(super) fn of_regular_file(file: &OwnedFd, stat: &Stat, options: &OpenOptions
 }
 
 /// Looks at a block device.
-pub(super) fn of_block_device(file: &OwnedFd, stat: &Stat, options: &OpenOptions) -> io::Result<Found> {
+pub(super) fn of_block_device(
+    file: impl AsFd + Copy,
+    stat: &Stat,
+    options: &OpenOptions,
+) -> io::Result<Found> {
     let size = rustix::fs::seek(file, SeekFrom::End(0))?;
     let block_bytes = rustix::fs::ioctl_blksszget(file)?;
     let physical_block_bytes = rustix::fs::ioctl_blkpbszget(file)?.max(block_bytes);
@@ -136,7 +144,7 @@ struct Changes {
 
 impl Changes {
     /// Tries beyond the end of the file, where nothing is there to change but the time stamp.
-    fn probed(file: &OwnedFd, size: u64) -> io::Result<Self> {
+    fn probed(file: impl AsFd + Copy, size: u64) -> io::Result<Self> {
         let at = size.next_multiple_of(u64::from(DIRECT_ALIGN_MAX));
         let can = |mode: FallocateFlags| match fallocate(
             file,
@@ -193,18 +201,18 @@ struct DirectAlign {
 
 impl DirectAlign {
     /// What the kernel tells, or what a read shows, or what always works.
-    fn of(file: &OwnedFd, size: u64) -> Self {
+    fn of(file: impl AsFd + Copy, size: u64) -> Self {
         Self::told(file).unwrap_or_else(|| Self::tried(file, size))
     }
 
-    fn told(file: &OwnedFd) -> Option<Self> {
+    fn told(file: impl AsFd + Copy) -> Option<Self> {
         let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN).ok()?;
         let (offset_bytes, memory_bytes) = (stat.stx_dio_offset_align, stat.stx_dio_mem_align);
         let told = offset_bytes.is_power_of_two() && memory_bytes.is_power_of_two();
         told.then(|| Self { offset_bytes: offset_bytes.max(SECTOR_BYTES), memory_bytes })
     }
 
-    fn tried(file: &OwnedFd, size: u64) -> Self {
+    fn tried(file: impl AsFd + Copy, size: u64) -> Self {
         let works = |align: u32| {
             let memory = SgList::unspecified(2 * align as usize).slice(u64::from(align), u64::from(align));
             sys::transfer(file.as_fd(), Direction::Read, 0, &memory, 0).is_ok_and(|read| read > 0)

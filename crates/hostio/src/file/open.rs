@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use async_lock::RwLock;
 use block::{BlockError, ErrorKind, Result, ResultExt};
@@ -12,7 +13,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::HostFile;
 use super::access::Access as DataAccess;
 use super::geometry::{self, Found};
-use crate::lock;
+use crate::lock::{LockedFd, Role};
+use crate::op::OpenFile;
+
+/// How often and how long a claim on a block device is waited for.
+const CLAIM_RETRIES_MAX: u32 = 50;
+const CLAIM_RETRY_AFTER: Duration = Duration::from_millis(4);
 
 /// Whether the file may be changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,8 +104,7 @@ impl HostFile {
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let flags = flags_of(path, options);
-        let opened = rustix::fs::open(path, flags, Mode::empty());
-        let file = opened.map_err(|error| host(path, "open", error))?;
+        let file = open_patiently(path, flags).map_err(|error| host(path, "open", error))?;
         Self::from_open(path, file, options)
     }
 
@@ -138,13 +143,11 @@ impl HostFile {
         // It was set so that opening a pipe does not hang; a ring would take it as a wish to fail rather than wait.
         let flags = rustix::fs::fcntl_getfl(&file).map_err(doing("look at"))?;
         rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(doing("set up"))?;
-        if options.lock == Lock::Qemu {
-            let role = match options.access {
-                Access::ReadOnly => lock::Role::Reader,
-                Access::ReadWrite => lock::Role::Writer,
-            };
-            lock::acquire(&file, path, role)?;
-        }
+        let file = match (options.lock, options.access) {
+            (Lock::Qemu, Access::ReadOnly) => LockedFd::marked(file, path, Role::Reader)?,
+            (Lock::Qemu, Access::ReadWrite) => LockedFd::marked(file, path, Role::Writer)?,
+            (Lock::None, _) => LockedFd::unmarked(file),
+        };
         let found = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => geometry::of_regular_file(&file, &stat, options),
             FileType::BlockDevice => geometry::of_block_device(&file, &stat, options),
@@ -160,10 +163,10 @@ impl HostFile {
         Ok(Self::assemble(path, file, found))
     }
 
-    fn assemble(path: &Path, file: OwnedFd, found: Found) -> Self {
+    fn assemble(path: &Path, file: LockedFd, found: Found) -> Self {
         Self {
             path: path.to_owned(),
-            file: RwLock::new(Some(Arc::new(file))),
+            file: RwLock::new(Some(OpenFile::new(file))),
             size: Arc::new(AtomicU64::new(found.size)),
             info: found.info,
             geometry: found.geometry,
@@ -171,6 +174,20 @@ impl HostFile {
             poisoned: AtomicBool::new(false),
         }
     }
+}
+
+/// Opens, and tries again for a moment where a block device is claimed: the claim of a file that was just closed ends
+/// only when the ring's kernel thread lets go of it, which nothing tells.
+fn open_patiently(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    for _ in 0..CLAIM_RETRIES_MAX {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::BUSY) if flags.contains(OFlags::EXCL) => {
+                std::thread::sleep(CLAIM_RETRY_AFTER);
+            }
+            opened => return opened,
+        }
+    }
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 fn flags_of(path: &Path, options: &OpenOptions) -> OFlags {

@@ -1,15 +1,13 @@
 //! Zeroes, holes and allocation.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use block::{ByteRange, SgList};
 use rustix::fs::FallocateFlags;
 
 use super::HostFile;
 use crate::engine::submit;
-use crate::op::{Op, Request};
+use crate::op::{Op, OpenFile, Request};
 
 /// Bytes that are written at a time where zeroes must be written out.
 const ZEROES_BYTES: u64 = 1 << 20;
@@ -21,7 +19,7 @@ impl HostFile {
     /// one file what it does for another (ext4 without extents), so every refusal only leads to the next way.
     pub(super) async fn zero(
         &self,
-        file: &Arc<OwnedFd>,
+        file: &OpenFile,
         range: ByteRange,
         may_unmap: bool,
         fast_only: bool,
@@ -47,7 +45,7 @@ impl HostFile {
         self.write_out_zeroes(file, range).await
     }
 
-    async fn write_out_zeroes(&self, file: &Arc<OwnedFd>, range: ByteRange) -> io::Result<()> {
+    async fn write_out_zeroes(&self, file: &OpenFile, range: ByteRange) -> io::Result<()> {
         let zeroes = SgList::unspecified(ZEROES_BYTES.min(range.len()) as usize);
         zeroes.fill(0, zeroes.len(), 0);
         for piece in range.split_by(ZEROES_BYTES) {
@@ -58,18 +56,18 @@ impl HostFile {
 }
 
 /// Allocates space for `range`, which is not empty and lies inside the file; content is kept.
-pub(super) async fn allocate(file: &Arc<OwnedFd>, range: ByteRange) -> io::Result<()> {
+pub(super) async fn allocate(file: &OpenFile, range: ByteRange) -> io::Result<()> {
     change(file, FallocateFlags::KEEP_SIZE, range).await
 }
 
 /// Makes `range` a hole; false where the file system cannot.
-async fn punch(file: &Arc<OwnedFd>, range: ByteRange) -> io::Result<bool> {
+async fn punch(file: &OpenFile, range: ByteRange) -> io::Result<bool> {
     is_supported(change(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, range).await)
 }
 
-async fn change(file: &Arc<OwnedFd>, mode: FallocateFlags, range: ByteRange) -> io::Result<()> {
+async fn change(file: &OpenFile, mode: FallocateFlags, range: ByteRange) -> io::Result<()> {
     let request = Request::Allocate { mode, offset: range.start(), len: range.len() };
-    submit(Op { file: file.clone(), request }).await.0.map(drop)
+    submit(Op { file: file.hold(), request }).await.0.map(drop)
 }
 
 fn is_supported(result: io::Result<()>) -> io::Result<bool> {
