@@ -15,11 +15,15 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use block::Disk;
 use tokio::net::UnixListener;
 
 pub use ::vhost_user::DeviceOptions;
+
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A Unix socket on which front ends find a disk.
 pub struct Listener {
@@ -46,8 +50,7 @@ impl Listener {
     /// Must be polled on a thread that has a tokio runtime for local tasks.
     ///
     /// # Errors
-    /// If the socket cannot be listened on any more. What a front end does wrong ends that front end's connection
-    /// alone.
+    /// If the reactor cannot watch the socket. What a front end does wrong ends that front end's connection alone.
     pub async fn serve(
         self,
         disk: Disk,
@@ -57,10 +60,19 @@ impl Listener {
         let listener = UnixListener::from_std(self.socket.try_clone()?)?;
         let mut shutdown = pin!(shutdown);
         loop {
-            let stream = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                accepted = listener.accept() => accepted?.0.into_std()?,
+                accepted = listener.accept() => accepted.and_then(|(stream, _)| stream.into_std()),
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // The host is short of descriptors or memory, or the front end has left again.
+                    tracing::warn!(socket = %self.path.display(), %error, "a front end could not be let in");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
             };
             tracing::info!(socket = %self.path.display(), "a front end has connected");
             match session::run(stream, &disk, &options, shutdown.as_mut()).await {

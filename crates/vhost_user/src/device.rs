@@ -45,12 +45,21 @@ pub struct StartedQueue {
     pub durable_writes: bool,
 }
 
+/// Eventfds that are written to tell of a queue.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
+    /// Tells the driver of answers.
+    pub call: Option<Arc<File>>,
+    /// Tells the front end that the queue is out of service.
+    pub error: Option<Arc<File>>,
+}
+
 #[derive(Default)]
 struct Vring {
     spec: RingSpec,
     kick: Option<File>,
     call: Option<Arc<File>>,
-    error: Option<File>,
+    error: Option<Arc<File>>,
     enabled: bool,
     running: bool,
 }
@@ -115,14 +124,10 @@ impl Device {
         queue.set_environment(self.environment());
     }
 
-    /// The eventfd that notifies the driver of answers in queue `index`; the front end may change it at any time.
-    pub fn call(&self, index: usize) -> Option<Arc<File>> {
-        self.vrings[index].call.clone()
-    }
-
-    /// The eventfd that tells the front end that queue `index` is broken.
-    pub fn error_event(&self, index: usize) -> Option<&File> {
-        self.vrings[index].error.as_ref()
+    /// The descriptors to signal for queue `index`; the front end may change them at any time.
+    pub fn events(&self, index: usize) -> Events {
+        let vring = &self.vrings[index];
+        Events { call: vring.call.clone(), error: vring.error.clone() }
     }
 
     fn environment(&self) -> Environment {
@@ -243,7 +248,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.vring(index.into())?.error = fd;
+        self.vring(index.into())?.error = fd.map(Arc::new);
         Ok(())
     }
 

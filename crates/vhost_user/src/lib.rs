@@ -30,7 +30,7 @@ mod test_memory;
 pub use chain::DESCRIPTORS_MAX;
 pub use config::{DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, DeviceOptions, QUEUE_COUNT_MAX, QUEUE_SIZE_MAX};
 pub use connection::{Connection, Disturbed, Incoming};
-pub use device::{Device, StartedQueue};
+pub use device::{Device, Events, StartedQueue};
 pub use error::{ChainError, InflightError, MemoryError, QueueError};
 pub use execute::Target;
 pub use memory::{GuestMemory, MEMORY_REGIONS_MAX, RegionSpec};

@@ -89,6 +89,18 @@ pub enum Operation {
     WriteZeroes(SmallVec<[ZeroRange; 1]>),
 }
 
+impl Operation {
+    /// How many bytes of the guest's memory it moves.
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Read { into: data, .. } | Self::Write { from: data, .. } | Self::GetId { into: data } => {
+                data.len()
+            }
+            Self::Flush | Self::Discard(_) | Self::WriteZeroes(_) => 0,
+        }
+    }
+}
+
 /// Where the answer to a request goes.
 #[derive(Debug)]
 pub struct ReplyTo {

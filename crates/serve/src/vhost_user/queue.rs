@@ -11,13 +11,18 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
-use vhost_user::{Operation, Queue, QueueError, ReplyTo, StartedQueue, Status, Target};
+use vhost_user::{Events, Operation, Queue, QueueError, ReplyTo, StartedQueue, Status, Target};
 
 use super::slots::{ReadySet, Slots};
 use super::watch::Watched;
 
-/// How often a queue's task looks for more before it lets other tasks of the thread run.
-const ROUNDS_MAX: usize = 16;
+/// What a queue's task takes before it lets other tasks of the thread run: this many small requests, or one for each
+/// [`COST_BYTES`] that requests move.
+const COST_MAX: u64 = 256;
+const COST_BYTES: u64 = 16 << 10;
+/// How many bytes are moved before the driver is told of answers, though there is more to take. Small requests are
+/// cheap to wait for and answered together; the driver has work to do while a large one is copied.
+const UNTOLD_BYTES_MAX: u64 = 256 << 10;
 /// How often the log says that a queue still waits for the disk before it can stop.
 const DRAIN_REPORT: Duration = Duration::from_secs(5);
 
@@ -32,7 +37,7 @@ pub(super) struct RunningQueue {
 /// What the session and the queue's task share. Neither holds a borrow over an `await`.
 struct Shared {
     queue: RefCell<Queue>,
-    call: RefCell<Option<Arc<File>>>,
+    events: RefCell<Events>,
     mode: Cell<Mode>,
 }
 
@@ -56,13 +61,13 @@ impl RunningQueue {
     pub(super) fn start(
         index: usize,
         started: StartedQueue,
-        call: Option<Arc<File>>,
+        events: Events,
         target: Target,
     ) -> std::io::Result<Self> {
         let kick = Watched::event(started.kick)?;
         let shared = Rc::new(Shared {
             queue: RefCell::new(started.queue),
-            call: RefCell::new(call),
+            events: RefCell::new(events),
             mode: Cell::new(Mode::Run),
         });
         let target = Rc::new(target);
@@ -78,6 +83,7 @@ impl RunningQueue {
             slots: Slots::new(),
             kicks_are_wanted: true,
             broken: false,
+            cost_left: 0,
         };
         let wake = worker.slots.ready_set().clone();
         let task = tokio::task::spawn_local(async move {
@@ -87,9 +93,9 @@ impl RunningQueue {
         Ok(Self { index, shared, wake, task })
     }
 
-    /// Lets `change` change the queue between two rounds of its task, and gives it a new call descriptor.
-    pub(super) fn update(&self, call: Option<Arc<File>>, change: impl FnOnce(&mut Queue)) {
-        *self.shared.call.borrow_mut() = call;
+    /// Lets `change` change the queue between two rounds of its task, and gives it other descriptors to signal.
+    pub(super) fn update(&self, events: Events, change: impl FnOnce(&mut Queue)) {
+        *self.shared.events.borrow_mut() = events;
         change(&mut self.shared.queue.borrow_mut());
     }
 
@@ -137,6 +143,8 @@ struct Worker<F, E> {
     slots: Slots<F, ReplyTo>,
     kicks_are_wanted: bool,
     broken: bool,
+    /// What may still be taken before other tasks run.
+    cost_left: u64,
 }
 
 impl<F, E> Worker<F, E>
@@ -146,11 +154,12 @@ where
 {
     /// Works until there is nothing to do; ready when the queue is to stop and nothing is in flight.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..ROUNDS_MAX {
-            let shared = self.shared.clone();
+        self.cost_left = COST_MAX;
+        let shared = self.shared.clone();
+        while self.cost_left > 0 {
             let mut queue = shared.queue.borrow_mut();
             let worked = self.round(&mut queue);
-            let worked = self.unless_broken(worked).unwrap_or(false);
+            let worked = self.unless_broken(worked);
             if shared.mode.get() != Mode::Run && self.slots.is_empty() {
                 return Poll::Ready(());
             }
@@ -158,7 +167,7 @@ where
                 continue;
             }
             let more = self.before_sleep(&mut queue);
-            if self.unless_broken(more).unwrap_or(false) {
+            if self.unless_broken(more) {
                 continue;
             }
             drop(queue);
@@ -186,18 +195,26 @@ where
 
     fn take_available(&mut self, queue: &mut Queue) -> Result<bool, QueueError> {
         let mut took = false;
-        while self.shared.mode.get() == Mode::Run && !self.broken {
+        let mut untold_bytes = 0;
+        while self.shared.mode.get() == Mode::Run && !self.broken && self.cost_left > 0 {
             let Some(request) = queue.take()? else { break };
             if !took && std::mem::take(&mut self.kicks_are_wanted) {
                 queue.disable_kicks()?;
             }
             took = true;
+            let data_bytes = request.operation.as_ref().map_or(0, Operation::data_bytes);
+            self.cost_left = self.cost_left.saturating_sub(1 + data_bytes / COST_BYTES);
             let ended = match request.operation {
                 Ok(operation) => self.slots.start((self.execute)(operation), request.reply_to),
                 Err(status) => Some((status, request.reply_to)),
             };
             if let Some((status, reply_to)) = ended {
                 queue.answer(&reply_to, status)?;
+                untold_bytes += data_bytes;
+            }
+            if untold_bytes >= UNTOLD_BYTES_MAX {
+                self.notify_driver(queue)?;
+                untold_bytes = 0;
             }
         }
         Ok(took)
@@ -219,10 +236,7 @@ where
         if !queue.wants_notification()? {
             return Ok(());
         }
-        if let Some(call) = &*self.shared.call.borrow() {
-            // It can only fail when the counter is full, and then the driver has been notified often enough.
-            let _ = (&mut &**call).write(&1u64.to_ne_bytes());
-        }
+        signal(self.shared.events.borrow().call.as_deref());
         Ok(())
     }
 
@@ -244,15 +258,24 @@ where
         self.kick.poll_edge(context).is_pending()
     }
 
-    /// Takes the queue out of service where `result` is an error: requests in flight end, no more are taken.
-    fn unless_broken<T>(&mut self, result: Result<T, QueueError>) -> Option<T> {
-        result
-            .inspect_err(|error| {
-                self.broken = true;
-                let error = super::chain(error);
-                tracing::error!(queue = self.index, %error, "the queue is out of service until it is set up again");
-            })
-            .ok()
+    /// Takes the queue out of service where `result` is an error: requests in flight end, no more are taken. The task
+    /// then goes round once more, as it does where there was work.
+    fn unless_broken(&mut self, result: Result<bool, QueueError>) -> bool {
+        result.unwrap_or_else(|error| {
+            self.broken = true;
+            let error = super::chain(&error);
+            tracing::error!(queue = self.index, %error, "the queue is out of service until it is set up again");
+            signal(self.shared.events.borrow().error.as_deref());
+            true
+        })
+    }
+}
+
+/// Writes an eventfd, if there is one.
+pub(super) fn signal(event: Option<&File>) {
+    if let Some(mut event) = event {
+        // It only fails when the counter is full, and then whoever reads it was told often enough.
+        let _ = event.write(&1u64.to_ne_bytes());
     }
 }
 

@@ -105,7 +105,7 @@ impl Session<'_> {
         let mut device = self.connection.device();
         for (index, running) in self.queues.iter_mut().enumerate() {
             if let Some(running) = running {
-                running.update(device.call(index), |queue| device.refresh(queue));
+                running.update(device.events(index), |queue| device.refresh(queue));
                 continue;
             }
             if !device.can_start(index) {
@@ -114,11 +114,12 @@ impl Session<'_> {
             match device.start(index) {
                 Ok(started) => {
                     let target = Target::new(self.disk.clone(), self.options, started.durable_writes);
-                    *running = Some(RunningQueue::start(index, started, device.call(index), target)?);
+                    *running = Some(RunningQueue::start(index, started, device.events(index), target)?);
                 }
                 Err(error) => {
                     let error = super::chain(&error);
                     tracing::error!(queue = index, %error, "the queue cannot start until it is set up again");
+                    super::queue::signal(device.events(index).error.as_deref());
                 }
             }
         }

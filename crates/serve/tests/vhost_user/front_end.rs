@@ -45,6 +45,7 @@ pub(crate) struct Guest {
     pub(crate) memory: File,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
+    pub(crate) error: EventFd,
     available: u16,
 }
 
@@ -52,7 +53,13 @@ impl Guest {
     pub(crate) fn new() -> Self {
         let memory = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
         memory.set_len(MEMORY_BYTES).unwrap();
-        Self { memory, kick: EventFd::new(0).unwrap(), call: EventFd::new(0).unwrap(), available: 0 }
+        Self {
+            memory,
+            kick: EventFd::new(0).unwrap(),
+            call: EventFd::new(0).unwrap(),
+            error: EventFd::new(0).unwrap(),
+            available: 0,
+        }
     }
 
     /// Makes request `head` available: `kind`, on 512 bytes at `sector`. Uses descriptors `3 * head` and on.
@@ -189,6 +196,7 @@ impl FrontEnd {
         self.link.set_vring_addr(0, &config).unwrap();
         self.link.set_vring_kick(0, &guest.kick).unwrap();
         self.link.set_vring_call(0, &guest.call).unwrap();
+        self.link.set_vring_err(0, &guest.error).unwrap();
         self.link.set_vring_enable(0, true).unwrap();
     }
 }

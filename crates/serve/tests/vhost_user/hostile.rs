@@ -123,6 +123,7 @@ fn check_broken_queue(break_rule: impl FnOnce(&mut Guest)) {
     guest.submit(0, READ, 0);
     guest.wait_for_used(1);
     break_rule(&mut guest);
+    guest.error.read().expect("the front end is told");
     front_end.link.get_vring_base(0).unwrap();
     assert_eq!(guest.used(), [0], "nothing is answered that cannot be");
     drop(front_end);
@@ -191,6 +192,7 @@ fn a_ring_that_is_not_in_memory_does_not_start_and_can_be_set_up_again() {
     front_end.link.get_vring_base(0).unwrap();
     front_end.link.remove_mem_region(&crate::front_end::memory_region(&guest)).unwrap();
     front_end.link.set_vring_kick(0, &guest.kick).unwrap();
+    guest.error.read().expect("the front end is told");
     front_end.link.add_mem_region(&crate::front_end::memory_region(&guest)).unwrap();
     front_end.start_ring(&guest, 0);
     guest.submit(0, READ, 0);
