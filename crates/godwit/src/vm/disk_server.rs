@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use qemu::{Attachment, Child};
 use rustix::process::Signal;
+use serve::nbd::{Address, NbdUri};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -106,9 +107,9 @@ impl DiskServer {
         match self.attach {
             Attach::VhostUserBlk => command.arg("--vhost-user-blk").arg(&self.socket),
             Attach::Nbd => {
-                let mut uri = std::ffi::OsString::from("nbd+unix:///?socket=");
-                uri.push(&self.socket);
-                command.arg("--nbd").arg(uri)
+                let address = Address::Unix(self.socket.clone());
+                let uri = NbdUri { address, export: String::new(), tls: false };
+                command.arg("--nbd").arg(uri.to_string())
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -54,8 +54,7 @@ async fn run_machine(args: RunArgs, form: Form) -> anyhow::Result<Exit> {
     let status = Supervision { form, servers: &mut servers, notices, inbox, vm, stop: Stop::NotAsked }
         .until_end(&mut interrupts, args.stop_timeout)
         .await;
-    // Whatever happened, the disks are closed in order.
-    let closed = servers.into_iter().map(DiskServer::close).fold(Ok(()), |all, one| all.and(one));
+    let closed = close_all(servers);
     let status = status?;
     Event::Stopped { status: &status.to_string(), success: status.success() }.report(form)?;
     closed?;
@@ -114,6 +113,20 @@ async fn start_servers(
         servers.push(server);
     }
     Ok(servers)
+}
+
+/// Closes every disk, whatever happens to the others; the first error is returned.
+fn close_all(servers: Vec<DiskServer>) -> anyhow::Result<()> {
+    let mut first = Ok(());
+    for server in servers {
+        let closed = server.close();
+        if first.is_ok() {
+            first = closed;
+        } else if let Err(error) = closed {
+            tracing::error!("{error:#}");
+        }
+    }
+    first
 }
 
 fn report_served(server: &DiskServer, form: Form) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ pub(crate) fn godwit() -> Command {
 /// A new VHDX file that holds the guest's root file system, put there through our NBD server.
 pub(crate) fn new_root_disk(assets: &Assets, dir: &Path) -> PathBuf {
     let disk = dir.join("root.vhdx");
-    run(godwit().args(["disk", "create", "--size", "1G"]).arg(&disk));
+    run(godwit().args(["disk", "create"]).arg(&disk).args(["1G", "--block-size", "1M"]));
     let server = Server::start(&disk, dir, false);
     run(Command::new("qemu-img")
         .args(["convert", "-n", "-f", "raw", "-O", "raw", "-S", "4k"])
