@@ -376,6 +376,11 @@ impl Connection {
         !self.output.is_empty()
     }
 
+    /// Number of bytes to send.
+    pub fn output_len(&self) -> usize {
+        self.output.len()
+    }
+
     /// Fills `slices` with what is to be sent next, and says how many it filled.
     pub fn output<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         self.output.slices(slices)

@@ -38,6 +38,8 @@ pub(crate) struct Output {
     queue: VecDeque<Piece>,
     /// How much of the first piece has been sent.
     front_sent: usize,
+    /// Bytes that have not been sent.
+    len: usize,
 }
 
 /// What the departure of bytes set free.
@@ -96,6 +98,16 @@ impl Output {
         self.queue.is_empty()
     }
 
+    /// Bytes that wait to be sent.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.len += piece.len();
+        self.queue.push_back(piece);
+    }
+
     /// Fills `slices` with what comes next, and says how many it filled.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut skip = self.front_sent;
@@ -117,7 +129,9 @@ impl Output {
 
     /// Says that `count` bytes were sent.
     pub(crate) fn sent(&mut self, count: usize) -> Released {
+        assert!(count <= self.len, "no more was sent than there was");
         let mut released = Released::default();
+        self.len -= count;
         self.front_sent += count;
         while let Some(front) = self.queue.front()
             && self.front_sent >= front.len()
@@ -129,13 +143,12 @@ impl Output {
             }
             self.queue.pop_front();
         }
-        assert!(self.front_sent == 0 || !self.queue.is_empty(), "no more was sent than there was");
         released
     }
 
     /// Appends bytes that are no reply to a request.
     pub(crate) fn bytes(&mut self, bytes: Vec<u8>) {
-        self.queue.push_back(Piece::new(Body::Bytes(bytes), None));
+        self.push(Piece::new(Body::Bytes(bytes), None));
     }
 
     /// Success without payload.
@@ -147,7 +160,7 @@ impl Output {
             Framing::Simple | Framing::Structured if !pending.is_read => piece.push(&simple(pending, 0)),
             _ => piece.chunk(framing, pending, wire::REPLY_FLAG_DONE, wire::REPLY_NONE, 0),
         }
-        self.queue.push_back(piece);
+        self.push(piece);
     }
 
     /// Failure; the message goes along where the framing has room for it.
@@ -155,7 +168,7 @@ impl Output {
         if framing == Framing::Simple {
             let mut piece = Piece::new(Body::None, Some(pending.cost));
             piece.push(&simple(pending, errno.code()));
-            self.queue.push_back(piece);
+            self.push(piece);
             return;
         }
         // proto.md, "Structured reply types", ERROR: the number, the length of the message, the message.
@@ -172,7 +185,7 @@ impl Output {
         if framing == Framing::Simple {
             let mut piece = Piece::new(Body::Whole(data), Some(pending.cost));
             piece.push(&simple(pending, 0));
-            self.queue.push_back(piece);
+            self.push(piece);
             return;
         }
         if data.is_empty() {
@@ -230,7 +243,7 @@ impl Output {
             piece.push(&U64::new(offset));
             piece
         };
-        self.queue.push_back(piece);
+        self.push(piece);
     }
 
     /// The extents from the start of what a block status request covers, one chunk for each context.
@@ -254,7 +267,7 @@ impl Output {
         let len = body.len();
         let mut piece = Piece::new(Body::Bytes(body), last.then_some(pending.cost));
         piece.chunk(framing, pending, flags, kind, len);
-        self.queue.push_back(piece);
+        self.push(piece);
     }
 }
 

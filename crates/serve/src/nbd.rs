@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`CONNECTIONS_MAX`] | connections of one server; further ones wait in the socket's backlog |
 //! | [`HANDSHAKE_TIMEOUT`] | from the connection to the transmission phase |
-//! | [`DRAIN_TIMEOUT`] | for a client to take its last replies after the server was told to stop |
+//! | [`DRAIN_TIMEOUT`] | for a client to take its last replies after its goodbye or the server's stop |
 //! | [`nbd::limits`] | requests and bytes of one connection |
 
 mod execute;

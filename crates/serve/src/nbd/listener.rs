@@ -227,11 +227,22 @@ impl Server {
         let session = Session::new(acceptor.exports.clone());
         self.sessions.borrow_mut().push(Rc::downgrade(&session));
         let tls = acceptor.tls.as_ref().map(TlsIdentity::acceptor);
-        let server = self.clone();
+        let place = Place { server: self.clone() };
         tokio::task::spawn_local(async move {
             session.run(stream, tls).await;
-            server.changed.notify_waiters();
+            drop(place);
         });
+    }
+}
+
+/// A connection's place among those that a server holds; others hear when it is free, also after a panic.
+struct Place {
+    server: Rc<Server>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.server.changed.notify_waiters();
     }
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use block::Disk;
-use nbd::{Connection, Event, Exports, Request, Violation};
+use nbd::{Connection, Event, Exports, Pending, Request, Violation};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -20,11 +20,18 @@ use super::transport::{Plain, Tls, Transport, shut_down};
 /// How long a client may take from the connection to the transmission phase.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take to receive its last replies once the server was told to stop.
+/// How long a client may take to receive its last replies once it has said goodbye or the server was told to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many stretches of memory one call sends: header and payload of 32 replies.
 const SLICES_MAX: usize = 64;
+
+/// So many bytes of replies are sent before further requests are looked at, so that the client is not idle meanwhile.
+const SEND_EARLY_BYTES: usize = 64 << 10;
+
+/// How many requests a session takes before the other tasks of the thread have their turn. Requests that need not wait
+/// are carried out as they are taken.
+const REQUESTS_PER_TURN: usize = 64;
 
 /// The state of one connection, shared by its own task and those of its requests.
 pub(super) struct Session {
@@ -63,6 +70,17 @@ enum Progress {
     Transmission,
     /// The client is gone, has said goodbye, or the server is stopping: nothing more is received.
     Over,
+}
+
+/// Whether there is more to do at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// All that has arrived.
+    All,
+    /// As much as one turn may; the rest waits.
+    Turn,
+    /// Something that changes how the session goes on.
+    Until(Progress),
 }
 
 impl Session {
@@ -150,10 +168,14 @@ impl Session {
             if self.broken.get() {
                 return Poll::Ready(Err(SessionError::Broken));
             }
-            match self.take_events()? {
-                Some(progress) => return Poll::Ready(Ok(progress)),
-                None if self.stopping.get() => return Poll::Ready(Ok(Progress::Over)),
-                None => {}
+            match self.take_events(cx, stream)? {
+                Taken::Until(progress) => return Poll::Ready(Ok(progress)),
+                Taken::All if self.stopping.get() => return Poll::Ready(Ok(Progress::Over)),
+                Taken::All => {}
+                Taken::Turn => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
             if self.connection.borrow().has_output() && flushed.is_ready() {
                 continue;
@@ -170,43 +192,67 @@ impl Session {
         }
     }
 
-    /// Starts all requests that have arrived.
-    fn take_events(self: &Rc<Self>) -> Result<Option<Progress>, SessionError> {
-        loop {
+    /// Starts requests that have arrived.
+    fn take_events(
+        self: &Rc<Self>,
+        cx: &mut Context<'_>,
+        stream: &impl Transport,
+    ) -> Result<Taken, SessionError> {
+        let mut blocked = false;
+        for _ in 0..REQUESTS_PER_TURN {
             let event = self.connection.borrow_mut().next_event()?;
             match event {
-                None => return Ok(None),
-                Some(Event::StartTls) => return Ok(Some(Progress::StartTls)),
+                None => return Ok(Taken::All),
+                Some(Event::StartTls) => return Ok(Taken::Until(Progress::StartTls)),
                 Some(Event::Transmission(index)) => {
-                    let export = &self.exports.list()[index];
-                    debug!(export = export.name, "a client has entered the transmission phase");
-                    *self.disk.borrow_mut() = Some(export.disk.clone());
-                    return Ok(Some(Progress::Transmission));
+                    self.choose(index);
+                    return Ok(Taken::Until(Progress::Transmission));
                 }
                 Some(Event::Request(request)) => self.start(request),
-                Some(Event::Disconnect) => return Ok(Some(Progress::Over)),
+                Some(Event::Disconnect) => return Ok(Taken::Until(Progress::Over)),
             }
+            if !blocked && self.connection.borrow().output_len() >= SEND_EARLY_BYTES {
+                blocked = self.poll_drain(cx, stream)?.is_pending();
+            }
+        }
+        Ok(Taken::Turn)
+    }
+
+    fn choose(&self, index: usize) {
+        let export = &self.exports.list()[index];
+        debug!(export = export.name, "a client has entered the transmission phase");
+        *self.disk.borrow_mut() = Some(export.disk.clone());
+    }
+
+    /// Carries out a request: at once if it need not wait, and as a task of its own otherwise.
+    fn start(self: &Rc<Self>, request: Request) {
+        let disk = self.disk.borrow().clone().expect("requests come after an export was chosen");
+        let session = self.clone();
+        let mut work = Box::pin(async move {
+            let result = carry_out(&disk, request.command).await;
+            session.answer(request.pending, result);
+        });
+        // The task polls it again, and is what is woken then.
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            let claim = Claim::new(self);
+            tokio::task::spawn_local(async move {
+                work.await;
+                drop(claim);
+            });
         }
     }
 
-    fn start(self: &Rc<Self>, request: Request) {
-        let disk = self.disk.borrow().clone().expect("requests come after an export was chosen");
-        let claim = Claim::new(self);
-        tokio::task::spawn_local(async move {
-            let result = carry_out(&disk, request.command).await;
-            let mut connection = claim.session.connection.borrow_mut();
-            match result {
-                Ok(Answer::Done) => connection.reply_done(request.pending),
-                Ok(Answer::Data(data)) => connection.reply_data(request.pending, data),
-                Ok(Answer::Extents(extents)) => connection.reply_extents(request.pending, &extents),
-                Err(error) => {
-                    debug!(error = error.chain(), "a request failed");
-                    connection.reply_error(request.pending, &error);
-                }
+    fn answer(&self, pending: Pending, result: block::Result<Answer>) {
+        let mut connection = self.connection.borrow_mut();
+        match result {
+            Ok(Answer::Done) => connection.reply_done(pending),
+            Ok(Answer::Data(data)) => connection.reply_data(pending, data),
+            Ok(Answer::Extents(extents)) => connection.reply_extents(pending, &extents),
+            Err(error) => {
+                debug!(error = error.chain(), "a request failed");
+                connection.reply_error(pending, &error);
             }
-            drop(connection);
-            drop(claim);
-        });
+        }
     }
 
     fn register(&self, cx: &mut Context<'_>) {
