@@ -1,5 +1,6 @@
 //! The project's own automation: `cargo xtask <command>`.
 
+mod bench;
 mod fuzz;
 mod tidy;
 
@@ -12,6 +13,7 @@ usage: cargo xtask <command>
 commands:
   tidy                            hold the tree to the rules of CONTRIBUTING.md and ARCHITECTURE.md
   fuzz [target]... [--seconds N]  fuzz the decoders; GODWIT_FUZZ_SECONDS stands in for --seconds
+  bench [option]...               measure Godwit beside nbdkit and QEMU; docs/benchmarks.md explains the rows
 ";
 
 fn main() -> ExitCode {
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["tidy"] => tidy::run(&root()),
         ["fuzz", rest @ ..] => fuzz::Plan::parse(rest).and_then(|plan| fuzz::run(&root(), &plan)),
+        ["bench", rest @ ..] => bench::run(&root(), rest),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -1,6 +1,6 @@
 //! A disk server under test: started, reached, and stopped.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -37,7 +37,9 @@ impl Server {
         let _ = fs::remove_file(serving.socket);
         process::end_with_us(&mut command);
         let begun = Instant::now();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let log = serving.socket.with_extension("log");
+        let stderr = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn();
         let mut server = Self {
             contender: serving.contender,
             socket: serving.socket.to_owned(),
@@ -45,7 +47,10 @@ impl Server {
             ready_after: Duration::ZERO,
             child: child.with_context(|| format!("run {:?}", command.get_program()))?,
         };
-        server.wait_for_socket(serving.transport, begun).with_context(|| format!("start {command:?}"))?;
+        server.wait_for_socket(serving.transport, begun).with_context(|| {
+            let words = fs::read_to_string(&log).unwrap_or_default();
+            format!("start {command:?}: {}", words.trim())
+        })?;
         server.ready_after = begun.elapsed();
         Ok(server)
     }
