@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use block::{ByteRange, DevInfo, Disk};
 use image::vhdx::{self, Access};
-use testkit::{CrashDev, History, MemDev, Model, Op, Runner, Shape, Survival, block_on};
+use testkit::{CrashDev, Event, History, MemDev, Model, Op, RequestKind, Runner, Shape, Survival, block_on};
 use uuid::Uuid;
 
 use crate::cases::{CASES, Case, Fixture, HOST};
+
+/// Where `create` puts the log.
+const LOG_PLACE: ByteRange = ByteRange::new(1 << 20, 1 << 20).unwrap();
 
 /// What each workload asks.
 const OPS: usize = 60;
@@ -228,5 +231,50 @@ fn a_power_cut_while_a_batch_larger_than_the_log_is_made_durable_loses_nothing()
         let run = run_ops(case, 1, 4, &ops);
         let cuts = run.history.cuts();
         run.check_these(&cuts[cuts.len() / 3..], 1, Instant::now() + budget());
+    }
+}
+
+#[test]
+fn a_power_cut_while_large_batches_go_round_the_log_leaves_a_log_that_replays() {
+    // Each batch takes some 100 of the log's 256 sectors, so the third is written where the first one was.
+    let case = Case {
+        name: "rounds",
+        virtual_size: 60 << 30,
+        block_bytes: 1 << 20,
+        sector_bytes: 512,
+        child: false,
+    };
+    let round = |round: u64| (0..100).map(move |page| touch(case, page * 512 + round, 1000 * round + page));
+    let ops: Vec<_> = (1..5).flat_map(|number| round(number).chain([Op::Flush])).collect();
+    check_log_writes(&run_ops(case, 1, 4, &ops));
+}
+
+#[test]
+fn a_power_cut_while_a_batch_goes_twice_round_the_log_leaves_a_log_that_replays() {
+    let case = Case {
+        name: "twice",
+        virtual_size: 520 << 29,
+        block_bytes: 1 << 20,
+        sector_bytes: 512,
+        child: false,
+    };
+    let ops: Vec<_> = (0..520).map(|index| touch(case, index * 512, index + 1)).chain([Op::Flush]).collect();
+    check_log_writes(&run_ops(case, 1, 4, &ops));
+}
+
+/// Checks the last cuts right after something was written to the log.
+fn check_log_writes(run: &Run) {
+    let to_log = |cut: usize| match run.history.events()[cut - 1] {
+        Event::Started { request, .. } => {
+            request.kind == RequestKind::Write && request.range.overlaps(LOG_PLACE)
+        }
+        _ => false,
+    };
+    let cuts: Vec<_> = (1..=run.history.len()).filter(|&cut| to_log(cut)).collect();
+    assert!(cuts.len() > 6, "only {} writes to the log", cuts.len());
+    for &cut in cuts.iter().rev().take(8) {
+        for survival in [Survival::Nothing, Survival::Torn { seed: cut as u64, unit_bytes: 4096 }] {
+            run.check(cut, survival);
+        }
     }
 }

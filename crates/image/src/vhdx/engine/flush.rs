@@ -71,50 +71,34 @@ impl Shared {
         Ok(())
     }
 
-    /// Puts `images` into the log, durably. The pages of the flush before go to their places meanwhile; the flush
-    /// that makes these entries durable makes them durable there, and their entries retire.
+    /// Puts `images` into the log, durably: in one entry, or in several one after the other where they need more room.
     async fn log_pages(&self, writer: &mut Writer, images: &[PageImage]) -> Result<()> {
-        let earlier = std::mem::take(&mut writer.logged);
-        let mut retire_count = writer.log.as_ref().map_or(0, super::log::Log::live_count);
-        let (mut entries, rest) = self.append_entries(writer, images);
-        let (written, in_place) = join(write_log(&self.file, &entries), self.put_in_place(&earlier)).await;
-        written.and(in_place)?;
-        writer.sync(&self.file).await?;
-        writer.log.as_mut().expect("the session has a log").retire(retire_count);
-        let mut logged = &images[..images.len() - rest.len()];
-        let mut rest = rest;
-        // A batch that is larger than the log goes through it in several turns.
+        let mut rest = images;
         while !rest.is_empty() {
-            self.put_in_place(logged).await?;
-            writer.sync(&self.file).await?;
-            let log = writer.log.as_mut().expect("the session has a log");
-            retire_count = log.live_count();
-            log.retire(retire_count);
-            let turn = rest;
-            (entries, rest) = self.append_entries(writer, turn);
-            logged = &turn[..turn.len() - rest.len()];
-            write_log(&self.file, &entries).await?;
-            writer.sync(&self.file).await?;
+            rest = self.log_entry(writer, rest).await?;
         }
-        writer.logged = logged.to_vec();
         Ok(())
     }
 
-    /// Makes entries of as many `images` as the log has room for; gives their writes and what is left.
-    fn append_entries<'i>(
-        &self,
-        writer: &mut Writer,
-        images: &'i [PageImage],
-    ) -> (Vec<super::log::LogWrite>, &'i [PageImage]) {
+    /// Puts as many `images` into the log as an entry takes, and gives the rest. The pages of the entry before go to
+    /// their places meanwhile; the flush that makes this entry durable makes them durable there, and theirs retires.
+    async fn log_entry<'i>(&self, writer: &mut Writer, images: &'i [PageImage]) -> Result<&'i [PageImage]> {
+        let earlier = std::mem::take(&mut writer.logged);
         let sizes = writer.file_sizes(&self.file);
         let log = writer.log.as_mut().expect("the session has a log");
-        let (mut writes, mut rest) = (Vec::new(), images);
-        while !rest.is_empty() && log.pages_max() > 0 {
-            let (now, later) = rest.split_at(log.pages_max().min(rest.len()));
-            writes.extend(log.append(now, sizes));
-            rest = later;
-        }
-        (writes, rest)
+        let retire_count = log.live_count();
+        let room = log.pages_max();
+        assert!(room > 0, "the log has room for an entry beside the two before it");
+        let (now, later) = images.split_at(room.min(images.len()));
+        let entry = log.append(now, sizes);
+        let (written, in_place) = join(write_log(&self.file, &entry), self.put_in_place(&earlier)).await;
+        written.and(in_place)?;
+        writer.sync(&self.file).await?;
+        let log = writer.log.as_mut().expect("the session has a log");
+        log.note_durable();
+        log.retire(retire_count);
+        writer.logged = now.to_vec();
+        Ok(later)
     }
 
     /// Writes pages to their places in the host file.

@@ -1,7 +1,9 @@
 //! The log as a writer sees it: a ring of sectors that takes entries of page images.
 //!
-//! An entry stays *live* until the pages in it are durable in their places; the tail that each new entry carries
-//! points to the oldest live one, where a replay starts. Source: MS-VHDX 2.3.
+//! An entry stays *live* until the pages in it are durable in their places, whereupon it *retires*; the tail that each
+//! new entry carries points to the oldest live one, where a replay starts. The tail of the newest durable entry counts
+//! until a newer one is durable, so a retired entry is *kept*, not written over, until then: a crash that tears the
+//! newer one must find all entries from that tail on. Source: MS-VHDX 2.3.
 
 use std::collections::VecDeque;
 
@@ -15,7 +17,8 @@ use crate::vhdx::layout::{
     LogDescriptor, LogEntryHeader, log_descriptor_sectors, seal,
 };
 
-/// An entry takes at most this part of the log, so that others can be written while it is live.
+/// An entry takes at most this part of the log. There is always room for one more where each retires when the next is
+/// durable: beside it the log keeps the entry before it, which is live, and the one that the tail of that one points to.
 const ENTRY_SHARE: u32 = 4;
 
 /// File sizes that an entry carries, in bytes, multiples of 1 MiB.
@@ -35,7 +38,7 @@ pub(super) struct LogWrite {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Live {
+struct Kept {
     start: u32,
     sectors: u32,
 }
@@ -48,14 +51,27 @@ pub(super) struct Log {
     next_sequence: u64,
     /// Sector that the next entry starts at.
     head: u32,
-    live: VecDeque<Live>,
+    /// The entries that must not be written over, oldest first.
+    kept: VecDeque<Kept>,
+    /// How many of the oldest kept ones are not live any more.
+    retired: usize,
+    /// How many of the oldest kept ones are before the tail of the newest.
+    before_tail: usize,
 }
 
 impl Log {
     /// An empty log in `region`, whose entries will carry `guid` and count from `first_sequence`, which is not 0.
     pub(super) fn new(region: ByteRange, guid: Uuid, first_sequence: u64) -> Self {
         assert!(first_sequence > 0, "sequence number 0 is invalid");
-        Self { region, guid, next_sequence: first_sequence, head: 0, live: VecDeque::new() }
+        Self {
+            region,
+            guid,
+            next_sequence: first_sequence,
+            head: 0,
+            kept: VecDeque::new(),
+            retired: 0,
+            before_tail: 0,
+        }
     }
 
     /// What the header must name for the entries to count.
@@ -63,9 +79,9 @@ impl Log {
         self.guid
     }
 
-    /// How many pages the next entry can take while the live entries stay.
+    /// How many pages the next entry can take while the kept entries stay.
     pub(super) fn pages_max(&self) -> usize {
-        let used: u32 = self.live.iter().map(|live| live.sectors).sum();
+        let used: u32 = self.kept.iter().map(|kept| kept.sectors).sum();
         // One sector stays free, so that head and tail are equal only in an empty log.
         let free = (self.sectors() - 1).saturating_sub(used).min(self.sectors() / ENTRY_SHARE);
         let mut pages = free.saturating_sub(1);
@@ -77,12 +93,21 @@ impl Log {
 
     /// Number of live entries, to be given to [`Self::retire`] when their pages are in place.
     pub(super) fn live_count(&self) -> usize {
-        self.live.len()
+        self.kept.len() - self.retired
     }
 
-    /// Forgets the `count` oldest live entries: their pages are durable in their places.
+    /// Notes that the `count` oldest live entries need no replay: their pages are durable in their places. The next
+    /// entry's tail says so.
     pub(super) fn retire(&mut self, count: usize) {
-        self.live.drain(..count);
+        assert!(count <= self.live_count(), "only live entries retire");
+        self.retired += count;
+    }
+
+    /// Notes that all entries up to now are durable, so that nothing before the newest one's tail counts any more.
+    pub(super) fn note_durable(&mut self) {
+        self.kept.drain(..self.before_tail);
+        self.retired -= self.before_tail;
+        self.before_tail = 0;
     }
 
     /// Appends an entry with `images`, at most [`Self::pages_max`] of them; gives the one or two writes that store it.
@@ -91,7 +116,8 @@ impl Log {
         let descriptors = u32::try_from(images.len()).expect("an entry is smaller than the log");
         let sectors = log_descriptor_sectors(descriptors) + descriptors;
         let start = self.head;
-        self.live.push_back(Live { start, sectors });
+        self.before_tail = self.retired;
+        self.kept.push_back(Kept { start, sectors });
         let bytes = self.encode(images, sectors, sizes);
         self.head = (start + sectors) % self.sectors();
         self.next_sequence += 1;
@@ -109,7 +135,7 @@ impl Log {
             signature: LOG_ENTRY_SIGNATURE,
             checksum: 0.into(),
             entry_length: u32::try_from(length).expect("an entry is shorter than the log").into(),
-            tail: (self.live[0].start * LOG_SECTOR_BYTES as u32).into(),
+            tail: (self.kept[self.before_tail].start * LOG_SECTOR_BYTES as u32).into(),
             sequence_number: self.next_sequence.into(),
             descriptor_count: u32::try_from(images.len()).expect("an entry is smaller than the log").into(),
             reserved: 0.into(),
@@ -196,16 +222,43 @@ mod tests {
         assert_eq!(log.pages_max(), 62);
         log.append(&images(62), SIZES);
         assert_eq!(log.pages_max(), 0);
-        log.retire(1);
-        assert_eq!(log.pages_max(), 63);
+    }
+
+    #[test]
+    fn an_entry_that_retired_is_kept_until_a_tail_behind_it_is_durable() {
+        let mut log = log();
+        for _ in 0..3 {
+            log.append(&images(63), SIZES);
+        }
+        log.note_durable();
+        log.retire(2);
+        assert_eq!(log.pages_max(), 62, "the durable tail still points to the first entry");
+        log.append(&images(1), SIZES);
+        assert_eq!(log.pages_max(), 60, "the new tail is not durable yet");
+        log.note_durable();
+        assert_eq!((log.pages_max(), log.live_count()), (63, 2));
+    }
+
+    #[test]
+    fn there_is_always_room_for_an_entry_where_each_retires_when_the_next_is_durable() {
+        let mut log = log();
+        for _ in 0..50 {
+            assert_eq!(log.pages_max(), 63);
+            let live = log.live_count();
+            log.append(&images(63), SIZES);
+            log.note_durable();
+            log.retire(live);
+        }
     }
 
     #[test]
     fn entries_wrap_at_the_end_of_the_region() {
         let mut log = log();
         for _ in 0..4 {
+            let live = log.live_count();
             log.append(&images(62), SIZES);
-            log.retire(log.live_count());
+            log.note_durable();
+            log.retire(live);
         }
         let writes = log.append(&images(10), SIZES);
         let places: Vec<_> = writes.iter().map(|write| (write.host_offset, write.bytes.len())).collect();
