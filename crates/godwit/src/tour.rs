@@ -4,6 +4,7 @@
 //! first thing that is not as it should be.
 
 mod guest;
+mod machine;
 mod narrator;
 mod shell;
 mod story;

@@ -10,7 +10,7 @@ use crate::report::Form;
 /// Columns of running text.
 const WIDTH: usize = 100;
 /// Lines of a command's output that are shown; the rest is counted.
-const OUTPUT_LINES_MAX: usize = 24;
+const OUTPUT_LINES_MAX: usize = 30;
 
 /// Field names are part of the interface.
 #[derive(Serialize)]

@@ -1,9 +1,8 @@
 //! Runs the tour's commands, as a person at a shell in the tour's directory would.
 
-use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::guest::Guest;
+use super::machine::{self, Machine};
 use super::narrator::Narrator;
 
 /// How long a server may take to close its disk.
@@ -89,8 +89,7 @@ impl<'a> Shell<'a> {
         let uri = "nbd+unix:///?socket=nbd.sock";
         let line = [&["godwit", "serve", disk, "--nbd", uri], options].concat();
         self.narrator.command(&format!("{} &", display(&line)))?;
-        let mut command = self.command(&line);
-        let mut server = Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()), &[])?;
+        let mut server = self.start(&line)?;
         let mut first = String::new();
         let output = server.process().stdout.take().context("the server has no output")?;
         BufReader::new(output).read_line(&mut first)?;
@@ -102,7 +101,8 @@ impl<'a> Shell<'a> {
         Ok(())
     }
 
-    /// Boots the guest from `disk` and shows its console; where the guest waits for a line, `paused` is called first.
+    /// Boots the guest from `disk`, shows its console to the end, and refuses trouble; where the guest waits for a line,
+    /// `paused` is called first.
     pub(super) fn boot(
         &mut self,
         disk: &str,
@@ -110,53 +110,32 @@ impl<'a> Shell<'a> {
         parameters: &str,
         mut paused: impl FnMut(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<String>> {
-        let append = format!("console=ttyS0 loglevel=4 {parameters}");
-        let mut line: Vec<OsString> =
-            ["godwit", "vm", "run", "--disk", disk, "--memory", "256M", "--cpus", "2"]
-                .map(OsString::from)
-                .into();
-        line.extend(["--kernel".into(), guest.kernel.clone().into()]);
-        line.extend(["--initrd".into(), guest.initrd.clone().into(), "--append".into(), append.into()]);
-        self.narrator.command(&display(&line))?;
-        line.push("--json".into());
-        let mut command = self.command(&line);
-        let mut machine = Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()), &[])?;
-        let output = machine.process().stdout.take().context("the machine has no output")?;
-        let mut events = BufReader::new(output).lines();
-        let console = loop {
-            let event = events.next().context("the machine ended instead of starting")??;
-            let event: Value =
-                serde_json::from_str(&event).with_context(|| format!("understand {event:?}"))?;
-            if event["event"] == "started" {
-                break event["console"].as_str().context("the machine has no console")?.to_owned();
-            }
-        };
-        let mut console = UnixStream::connect(&console).with_context(|| format!("connect to {console}"))?;
+        let mut machine = Machine::start(self, disk, guest, parameters)?;
         let mut seen = Vec::new();
-        for line in BufReader::new(console.try_clone()?).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if line.is_empty() {
-                continue;
-            }
+        while let Some(line) = machine.next_line()? {
             self.narrator.console(&line)?;
+            machine::check(&line)?;
             if line.contains("guest: paused") {
                 paused(self)?;
-                writeln!(console)?;
+                machine.type_line()?;
             }
             seen.push(line);
         }
-        let status = machine.process().wait()?;
-        ensure!(status.success(), "the machine ended with {status}");
-        let trouble = seen
-            .iter()
-            .find(|line| ["ERROR", "FAILED", "error", "panic"].iter().any(|bad| line.contains(bad)));
-        ensure!(trouble.is_none(), "the guest reports trouble: {}", trouble.map_or("", String::as_str));
+        machine.wait()?;
         Ok(seen)
+    }
+
+    /// Starts a command whose standard output is read by the caller. It is killed when dropped.
+    pub(super) fn start<S: AsRef<OsStr>>(&self, line: &[S]) -> anyhow::Result<Child> {
+        let mut command = self.command(line);
+        // What QEMU complains of when a server is killed is what is to be expected.
+        command.env("GODWIT_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
+        Child::spawn(&mut command, &[]).with_context(|| format!("start {}", display(line)))
     }
 }
 
 /// A command line as one would type it.
-fn display<S: AsRef<OsStr>>(line: &[S]) -> String {
+pub(super) fn display<S: AsRef<OsStr>>(line: &[S]) -> String {
     let quoted = |word: &S| {
         let word = word.as_ref().to_string_lossy();
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);

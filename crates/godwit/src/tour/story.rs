@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::guest::Guest;
+use super::machine::Machine;
 use super::shell::Shell;
 use crate::disk::size::Size;
 
@@ -16,6 +17,9 @@ const WRITTEN_BYTES: u64 = 64 << 20;
 const KEPT_BYTES: u64 = 8 << 20;
 /// What the file may keep beyond that: the file system's own data, and blocks that it shares with what was deleted.
 const OVERHEAD_BYTES: u64 = 16 << 20;
+
+/// Acknowledgements of the guest's load before and after its disk's server is killed.
+const ACKNOWLEDGEMENTS: usize = 200;
 
 /// Plays the whole tour.
 pub(super) fn tell(shell: &mut Shell<'_>, guest: &Guest, keep: bool) -> anyhow::Result<()> {
@@ -28,6 +32,7 @@ pub(super) fn tell(shell: &mut Shell<'_>, guest: &Guest, keep: bool) -> anyhow::
     fill(shell, guest)?;
     identity(shell)?;
     boot(shell, guest)?;
+    kills(shell, guest)?;
     checks(shell, keep)?;
     refusal(shell)
 }
@@ -73,7 +78,7 @@ fn identity(shell: &mut Shell<'_>) -> anyhow::Result<()> {
     shell.narrator.say(
         "Each file carries an identifier of its data, the DataWriteGuid. It is replaced, durably, before the first \
          change of what a guest sees lands in the file, and it stays when a disk is opened and nothing is changed. \
-         Here the disk is opened for writing, read from end to end, and closed again.",
+         Here the disk is opened for writing, read, and closed again.",
     )?;
     shell.run(&["godwit", "disk", "info", DISK])?;
     let before = data_write_guid(shell, DISK)?;
@@ -165,6 +170,42 @@ fn states(shell: &mut Shell<'_>, before: &Map) -> anyhow::Result<()> {
     Ok(shell.narrator.proved("the map tells the state of every byte", &evidence)?)
 }
 
+fn kills(shell: &mut Shell<'_>, guest: &Guest) -> anyhow::Result<()> {
+    shell.narrator.chapter("Processes are killed while the guest works")?;
+    shell.narrator.say(
+        "The guest writes, overwrites, deletes and trims without a pause, and says which of its blocks are durable: \
+         'ack 1 0 24.' means that writer 1's blocks from 0 up to 24 are. First the process that serves the disk is \
+         killed. Another one takes over, with the requests that were in flight; the guest goes on and sees no error.",
+    )?;
+    let mut machine = Machine::start(shell, DISK, guest, "godwit.job=load")?;
+    machine.wait_for_acknowledgements(shell, ACKNOWLEDGEMENTS)?;
+    let [_, _, server] = machine.pids();
+    shell.narrator.command(&format!("kill -9 {server}"))?;
+    machine.kill_server()?;
+    let [supervisor, qemu, server] = machine.pids();
+    shell.narrator.say(&format!("The disk is now served by process {server}."))?;
+    machine.wait_for_acknowledgements(shell, ACKNOWLEDGEMENTS)?;
+    let evidence = "its self-checking load went on without an error";
+    shell.narrator.proved("a guest does not notice that its disk's server is killed", evidence)?;
+
+    shell.narrator.say(
+        "Then everything is killed at once: server, QEMU, and the supervisor. The file is left as after a power cut; \
+         the next open replays its log, and the guest's next boot replays the journal of its file system.",
+    )?;
+    shell.narrator.command(&format!("kill -9 {supervisor} {qemu} {server}"))?;
+    let acknowledged = machine.kill_everything()?;
+    shell.run(&["godwit", "disk", "check", DISK])?;
+    let words: Vec<_> =
+        acknowledged.iter().map(|(writer, (floor, end))| format!("{writer}:{floor}:{end}")).collect();
+    let parameters = format!("godwit.job=verify godwit.acknowledged={}", words.join(","));
+    let console = shell.boot(DISK, guest, &parameters, |_| Ok(()))?;
+    let verdict =
+        console.iter().find(|line| line.starts_with("verify: all")).context("the guest has not verified")?;
+    Ok(shell
+        .narrator
+        .proved("nothing that was acknowledged as durable is lost when everything is killed", verdict)?)
+}
+
 fn checks(shell: &mut Shell<'_>, keep: bool) -> anyhow::Result<()> {
     shell.narrator.chapter("The file is sound, says everybody")?;
     shell.narrator.say(
@@ -199,11 +240,11 @@ fn refusal(shell: &mut Shell<'_>) -> anyhow::Result<()> {
          child's back, as can happen when somebody starts an old machine by mistake.",
     )?;
     shell.run(&["godwit", "disk", "create", "base.vhdx", "64M"])?;
-    write_pattern(shell, "base.vhdx", "0x11")?;
+    write_pattern(shell, "base.vhdx", "0x11", "4M")?;
     shell.run(&["godwit", "disk", "create", "child.vhdx", "--parent", "base.vhdx"])?;
-    write_pattern(shell, "child.vhdx", "0x22")?;
-    shell.run(&["godwit", "disk", "map", "child.vhdx"])?;
-    write_pattern(shell, "base.vhdx", "0x33")?;
+    write_pattern(shell, "child.vhdx", "0x22", "8M")?;
+    shell.run(&["godwit", "disk", "info", "--chain", "child.vhdx"])?;
+    write_pattern(shell, "base.vhdx", "0x33", "4M")?;
     let [base, child] = ["base.vhdx", "child.vhdx"].map(|disk| shell.ask(&["godwit", "disk", "info", disk]));
     let (now, expected) = (text(&base?["data_write_guid"])?, text(&child?["parent"]["linkage"])?);
     shell.narrator.say(
@@ -223,8 +264,8 @@ fn text(value: &Value) -> anyhow::Result<String> {
     Ok(value.as_str().with_context(|| format!("{value} is no text"))?.to_owned())
 }
 
-fn write_pattern(shell: &mut Shell<'_>, disk: &str, byte: &str) -> anyhow::Result<()> {
-    let write = format!("write -q -P {byte} 4M 1M");
+fn write_pattern(shell: &mut Shell<'_>, disk: &str, byte: &str, offset: &str) -> anyhow::Result<()> {
+    let write = format!("write -q -P {byte} {offset} 1M");
     shell.with_server(disk, &[], |shell, uri| {
         shell.run(&["qemu-io", "-f", "raw", "-c", &write, uri]).map(drop)
     })
