@@ -4,6 +4,7 @@
 //! facts that a rule needs are read from the document that explains them to people: which crate may depend on which,
 //! and where `unsafe` may stand, come from the tables in `ARCHITECTURE.md`. A document and its check cannot differ.
 
+mod check_rules;
 mod crates;
 mod documents;
 mod lexer;
@@ -67,6 +68,7 @@ fn check(root: &Path) -> Result<Vec<Finding>> {
     findings.extend(crates::check(root, architecture)?);
     findings.extend(rust::check_unsafe(&tree, architecture));
     findings.extend(rust::check_long_functions(&tree));
+    findings.extend(check_rules::check(&tree));
     for (path, content) in tree.texts() {
         findings.extend(text::check(path, content));
         if path.ends_with(".rs") {

@@ -11,6 +11,8 @@ mod bounded;
 mod locator;
 mod nbd;
 mod vhdx;
+mod virtio;
+mod words;
 
 pub use bounded::BoundedAllocator;
 
@@ -41,6 +43,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nbd", run: nbd::run, seeds: nbd::seeds },
     Target { name: "vhdx_open", run: vhdx::run_as_is, seeds: vhdx::seeds },
     Target { name: "vhdx_log", run: vhdx::run_sealed, seeds: vhdx::seeds },
+    Target { name: "virtio", run: virtio::run, seeds: virtio::seeds },
+    Target { name: "words", run: words::run, seeds: words::seeds },
 ];
 
 /// The target called `name`.

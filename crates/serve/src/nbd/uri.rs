@@ -125,9 +125,14 @@ fn decode(text: &str) -> Result<String, UriError> {
 }
 
 /// RFC 3986 §2.3 and §3.3: what may stand in a path or a query as it is, apart from what separates parameters.
-fn encode(text: &str, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+const PATH_MARKS: &[u8] = b"-._~/:@";
+/// RFC 3986 §3.2.2: what may stand in a host as it is; colons stand in brackets.
+const HOST_MARKS: &[u8] = b"-._~:";
+
+/// Writes `text` with everything percent-encoded but letters, digits and `marks`.
+fn encode(text: &str, marks: &[u8], out: &mut fmt::Formatter<'_>) -> fmt::Result {
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/:@".contains(&byte) {
+        if byte.is_ascii_alphanumeric() || marks.contains(&byte) {
             out.write_char(char::from(byte))?;
         } else {
             write!(out, "%{byte:02X}")?;
@@ -141,18 +146,17 @@ impl fmt::Display for NbdUri {
         f.write_str(if self.tls { "nbds" } else { "nbd" })?;
         match &self.address {
             Address::Tcp { host, port } => {
-                if host.contains(':') {
-                    write!(f, "://[{host}]:{port}/")?;
-                } else {
-                    write!(f, "://{host}:{port}/")?;
-                }
-                encode(&self.export, f)
+                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+                write!(f, "://{open}")?;
+                encode(host, HOST_MARKS, f)?;
+                write!(f, "{close}:{port}/")?;
+                encode(&self.export, PATH_MARKS, f)
             }
             Address::Unix(path) => {
                 f.write_str("+unix:///")?;
-                encode(&self.export, f)?;
+                encode(&self.export, PATH_MARKS, f)?;
                 f.write_str("?socket=")?;
-                encode(&path.to_string_lossy(), f)
+                encode(&path.to_string_lossy(), PATH_MARKS, f)
             }
         }
     }
