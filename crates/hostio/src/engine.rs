@@ -195,8 +195,10 @@ impl Future for Submission {
                         let ring = thread.ring().expect("the operation is in the ring");
                         ring.take_done(index, context.waker())
                     });
-                    let Some(done) = done else { return Poll::Pending };
-                    done
+                    match done {
+                        Ok(done) => done,
+                        Err(_replaced) => return Poll::Pending,
+                    }
                 }
                 Stage::InPool(call) => match Pin::new(call).poll(context) {
                     Poll::Ready(done) => done,

@@ -216,13 +216,14 @@ impl Ready {
 
 /// Sleeps until one of the events has come, and takes it.
 fn wait_for_events(woken: BorrowedFd<'_>, completed: BorrowedFd<'_>) {
-    let mut fds = [woken, completed].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds =
+        [PollFd::from_borrowed_fd(woken, PollFlags::IN), PollFd::from_borrowed_fd(completed, PollFlags::IN)];
     match poll(&mut fds, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => panic!("a thread cannot wait for its descriptors: {error}"),
     }
-    for fd in [woken, completed] {
-        // There is nothing to read where it was the other one.
+    for fd in fds.iter().filter(|fd| fd.revents().contains(PollFlags::IN)) {
+        // It fails where both are the same, which has been read then.
         let _ = rustix::io::read(fd, &mut [0; 8]);
     }
 }

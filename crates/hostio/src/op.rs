@@ -15,8 +15,9 @@ use crate::sys::{self, Direction};
 
 /// One call to the kernel and what must stay alive until it is over.
 pub(crate) struct Op {
-    pub(crate) file: FileUse,
     pub(crate) request: Request,
+    /// Dropped last: when nobody holds the file, nobody holds memory either.
+    pub(crate) file: FileUse,
 }
 
 /// An open file, which knows how many operations hold it.

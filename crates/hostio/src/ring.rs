@@ -149,8 +149,13 @@ impl Ring {
         self.queued >= self.uring.params().sq_entries() as usize
     }
 
-    /// The result of the operation in `index` and the operation itself, if it is done; else `waker` is kept.
-    pub(crate) fn take_done(&mut self, index: SlotIndex, waker: &Waker) -> Option<(io::Result<u64>, Op)> {
+    /// The result of the operation in `index` and the operation itself, if it is done; else `waker` is kept, and the
+    /// one that it replaces is given back, to be dropped when the ring is no longer borrowed.
+    pub(crate) fn take_done(
+        &mut self,
+        index: SlotIndex,
+        waker: &Waker,
+    ) -> Result<(io::Result<u64>, Op), Option<Waker>> {
         let slot = &mut self.slots[usize::from(index.0)];
         match &mut slot.state {
             SlotState::Done(result) => {
@@ -160,12 +165,10 @@ impl Ring {
                 };
                 let op = slot.clear();
                 self.free.push(index.0);
-                Some((result, op))
+                Ok((result, op))
             }
-            SlotState::Pending(kept) => {
-                kept.clone_from(waker);
-                None
-            }
+            SlotState::Pending(kept) if kept.will_wake(waker) => Err(None),
+            SlotState::Pending(kept) => Err(Some(std::mem::replace(kept, waker.clone()))),
             SlotState::Free | SlotState::Abandoned => unreachable!("a waiting future owns its slot"),
         }
     }
@@ -185,15 +188,12 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued and reaps what is complete, with one call to the kernel where there is anything to do.
+    /// Submits what is queued, with one call to the kernel as a rule, and reaps what is complete, without any.
     ///
     /// # Errors
     /// What `io_uring_enter` says; what was queued stays so.
     pub(crate) fn turn(&mut self, reaped: &mut Reaped) -> io::Result<()> {
-        let mut result = Ok(());
-        if self.is_busy() {
-            result = self.submit();
-        }
+        let result = if self.has_queued() { self.submit() } else { Ok(()) };
         self.reap(reaped);
         if !self.free.is_empty() {
             reaped.wakers.append(&mut self.waiting);
