@@ -16,8 +16,9 @@ use super::svg::{self, Picture, Stretch};
 use crate::exit::Exit;
 use crate::report::Form;
 
-/// Bytes of the disk that one question covers: it bounds what an answer takes, and how often progress is shown.
-const QUESTION_BYTES: u64 = 64 << 30;
+/// Bytes of the disk that one question covers. It bounds what an answer takes, and how many pages of a block allocation
+/// table an answer waits for: of blocks of 1 MiB, a page describes 512 MiB.
+const QUESTION_BYTES: u64 = 2 << 30;
 
 /// Every stretch of the disk: its state, the layer that decides on it, and where its bytes lie.
 #[derive(Debug, Args)]
