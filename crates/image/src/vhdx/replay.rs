@@ -7,7 +7,7 @@
 //!
 //! Replay is idempotent, so a crash while it runs only means that it runs again. Source: MS-VHDX 2.3.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use block::{ByteRange, Disk, ZeroFlags};
 use crc_fast::{CrcAlgorithm, Digest};
@@ -39,9 +39,9 @@ pub(super) struct Replay {
 impl Replay {
     /// Reads from the log of `file` what must be replayed. `header` is the current one, validated, with a log GUID.
     pub(super) async fn read(file: &Disk, header: &Header) -> Result<Self, OpenError> {
-        let log = Ring { file, offset: header.log_offset, len: header.log_len };
+        let log = Ring { file, offset: header.log_offset, len: header.log_len, guid: header.log_guid };
         let mut entries = Vec::new();
-        for head in log.entry_heads(header.log_guid).await? {
+        for head in log.entry_heads().await? {
             if log.is_valid(&head).await? {
                 entries.push(head);
             }
@@ -140,10 +140,29 @@ impl EntryHead {
 /// What a descriptor says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Update {
-    /// A page from the next data sector, with its own first and last bytes.
-    Page { offset: u64, leading: [u8; 8], trailing: [u8; 4] },
+    /// A page from the next data sector.
+    Page(PageUpdate),
     /// Zeroes.
     Zeroes(ByteRange),
+}
+
+/// A page and where it goes; the bytes whose places the data sector needs for itself are here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PageUpdate {
+    offset: u64,
+    leading: [u8; 8],
+    trailing: [u8; 4],
+}
+
+impl PageUpdate {
+    /// The page that the descriptor and its data sector make.
+    fn page(&self, sector: &[u8]) -> Box<[u8; LOG_SECTOR_BYTES]> {
+        let mut page = Box::new([0; LOG_SECTOR_BYTES]);
+        page.copy_from_slice(sector);
+        page[..8].copy_from_slice(&self.leading);
+        page[LOG_SECTOR_BYTES - 4..].copy_from_slice(&self.trailing);
+        page
+    }
 }
 
 impl Update {
@@ -154,7 +173,7 @@ impl Update {
         let (update, len) = match raw.signature {
             LOG_DATA_DESCRIPTOR_SIGNATURE => {
                 let (leading, trailing) = (raw.leading_bytes, raw.trailing_bytes);
-                (Self::Page { offset, leading, trailing }, SECTOR)
+                (Self::Page(PageUpdate { offset, leading, trailing }), SECTOR)
             }
             LOG_ZERO_DESCRIPTOR_SIGNATURE => {
                 let len = u64::from_le_bytes(raw.leading_bytes);
@@ -206,7 +225,7 @@ impl EntryCheck {
         let first = self.sectors_seen == 1;
         for bytes in descriptors_in(sector, first, &mut self.descriptors_left) {
             match Update::decode(bytes, self.head.sequence, self.log) {
-                Some(Update::Page { .. }) => self.pages += 1,
+                Some(Update::Page(_)) => self.pages += 1,
                 Some(Update::Zeroes(_)) => {}
                 None => return false,
             }
@@ -237,15 +256,6 @@ fn is_data_sector(sector: &[u8], sequence: u64) -> bool {
     })
 }
 
-/// The page that a data sector and its descriptor make.
-fn page_of(sector: &[u8], leading: [u8; 8], trailing: [u8; 4]) -> Box<[u8; LOG_SECTOR_BYTES]> {
-    let mut page = Box::new([0; LOG_SECTOR_BYTES]);
-    page.copy_from_slice(sector);
-    page[..8].copy_from_slice(&leading);
-    page[LOG_SECTOR_BYTES - 4..].copy_from_slice(&trailing);
-    page
-}
-
 /// The entries to replay, oldest first, out of the valid ones of a log of `log_len` bytes.
 ///
 /// Valid entries never share a sector: the first sector of one has a signature that no later sector of another may
@@ -256,8 +266,7 @@ fn active_sequence(entries: &[EntryHead], log_len: u64) -> Option<Vec<EntryHead>
         let next = by_place.get(&((entry.at + entry.len) % log_len))?;
         (entry.sequence.checked_add(1) == Some(next.sequence)).then_some(**next)
     };
-    let followers: Vec<u64> = entries.iter().filter_map(next).map(|entry| entry.at).collect();
-    let followers: std::collections::HashSet<u64> = followers.into_iter().collect();
+    let followers: HashSet<u64> = entries.iter().filter_map(next).map(|entry| entry.at).collect();
     let starts = entries.iter().filter(|entry| !followers.contains(&entry.at));
     let runs = starts.map(|start| std::iter::successors(Some(*start), next).collect::<Vec<_>>());
     let from_tail = runs.filter_map(|mut run| {
@@ -274,6 +283,8 @@ struct Ring<'a> {
     file: &'a Disk,
     offset: u64,
     len: u64,
+    /// What the entries that count carry.
+    guid: Uuid,
 }
 
 impl Ring<'_> {
@@ -295,17 +306,16 @@ impl Ring<'_> {
         Ok(read)
     }
 
-    /// The heads of everything in the ring that looks like an entry of the log `guid`.
-    async fn entry_heads(&self, guid: Uuid) -> Result<Vec<EntryHead>, OpenError> {
+    /// The heads of everything in the ring that looks like an entry that counts.
+    async fn entry_heads(&self) -> Result<Vec<EntryHead>, OpenError> {
         let mut heads = Vec::new();
         let mut at = 0;
         while at < self.len {
             let sectors = READ_SECTORS_MAX.min((self.len - at) / SECTOR);
             let bytes = self.read(at, sectors).await?;
-            let found = bytes
-                .chunks_exact(LOG_SECTOR_BYTES)
-                .zip(0..)
-                .filter_map(|(sector, index)| EntryHead::decode(sector, at + index * SECTOR, guid, self.len));
+            let found = bytes.chunks_exact(LOG_SECTOR_BYTES).zip(0..).filter_map(|(sector, index)| {
+                EntryHead::decode(sector, at + index * SECTOR, self.guid, self.len)
+            });
             heads.extend(found);
             at += sectors * SECTOR;
         }
@@ -325,31 +335,50 @@ impl Ring<'_> {
 
     /// Adds what a valid entry changes to `patches`.
     async fn collect(&self, head: &EntryHead, patches: &mut Patches) -> Result<(), OpenError> {
+        let mut collect = Collect::new(*head, self.range());
         let mut reader = EntryReader::new(self, head);
-        let (mut sectors_seen, mut left) = (0, head.descriptors);
-        let mut pages = std::collections::VecDeque::new();
         while let Some(bytes) = reader.next().await? {
-            for sector in bytes.chunks_exact(LOG_SECTOR_BYTES) {
-                sectors_seen += 1;
-                if sectors_seen > head.descriptor_sectors() {
-                    let Some((offset, leading, trailing)) = pages.pop_front() else { break };
-                    let content = Content::Page(page_of(sector, leading, trailing));
-                    patches.set(ByteRange::new(offset, SECTOR).expect("it was validated"), content);
-                    continue;
-                }
-                for bytes in descriptors_in(sector, sectors_seen == 1, &mut left) {
-                    match Update::decode(bytes, head.sequence, self.range()) {
-                        Some(Update::Page { offset, leading, trailing }) => {
-                            pages.push_back((offset, leading, trailing));
-                        }
-                        Some(Update::Zeroes(range)) => patches.set(range, Content::Zeroes),
-                        // The entry was valid a moment ago: somebody else writes to the file.
-                        None => return Err(OpenError::LogEmpty { log_guid: Uuid::nil() }),
-                    }
-                }
+            if !bytes.chunks_exact(LOG_SECTOR_BYTES).all(|sector| collect.push(sector, patches)) {
+                return Err(OpenError::LogEmpty { log_guid: self.guid });
             }
         }
         Ok(())
+    }
+}
+
+/// Turns the sectors of a valid entry into changes, one after the other.
+struct Collect {
+    head: EntryHead,
+    log: ByteRange,
+    sectors_seen: u64,
+    descriptors_left: u32,
+    /// Descriptors whose data sector has not come yet.
+    pages: VecDeque<PageUpdate>,
+}
+
+impl Collect {
+    fn new(head: EntryHead, log: ByteRange) -> Self {
+        Self { head, log, sectors_seen: 0, descriptors_left: head.descriptors, pages: VecDeque::new() }
+    }
+
+    /// Takes the next sector; false if it is not what it was when the entry was checked, which means that somebody
+    /// writes to the file in spite of its lock.
+    fn push(&mut self, sector: &[u8], patches: &mut Patches) -> bool {
+        self.sectors_seen += 1;
+        if self.sectors_seen > self.head.descriptor_sectors() {
+            let Some(update) = self.pages.pop_front() else { return false };
+            let range = ByteRange::new(update.offset, SECTOR).expect("it was checked when it was decoded");
+            patches.set(range, Content::Page(update.page(sector)));
+            return true;
+        }
+        for bytes in descriptors_in(sector, self.sectors_seen == 1, &mut self.descriptors_left) {
+            match Update::decode(bytes, self.head.sequence, self.log) {
+                Some(Update::Page(update)) => self.pages.push_back(update),
+                Some(Update::Zeroes(range)) => patches.set(range, Content::Zeroes),
+                None => return false,
+            }
+        }
+        true
     }
 }
 

@@ -177,9 +177,9 @@ impl SpaceMap {
             // Skip to the next page that exists.
             let (&index, page) = self.pages.range(at / PAGE_UNITS..).next()?;
             at = at.max(index * PAGE_UNITS);
-            if let Some(bit) = next_bit(&page.words, at % PAGE_UNITS, false) {
-                let unit = index * PAGE_UNITS + bit;
-                return (unit < end).then_some(unit);
+            let stop = end.saturating_sub(index * PAGE_UNITS).min(PAGE_UNITS);
+            if let Some(bit) = next_bit(&page.words, at % PAGE_UNITS, stop, false) {
+                return Some(index * PAGE_UNITS + bit);
             }
             at = (index + 1) * PAGE_UNITS;
         }
@@ -192,11 +192,11 @@ impl SpaceMap {
         while at < end {
             let index = at / PAGE_UNITS;
             let Some(page) = self.pages.get(&index) else { return Some(at) };
+            let stop = (end - index * PAGE_UNITS).min(PAGE_UNITS);
             if u64::from(page.used) < PAGE_UNITS
-                && let Some(bit) = next_bit(&page.words, at % PAGE_UNITS, true)
+                && let Some(bit) = next_bit(&page.words, at % PAGE_UNITS, stop, true)
             {
-                let unit = index * PAGE_UNITS + bit;
-                return (unit < end).then_some(unit);
+                return Some(index * PAGE_UNITS + bit);
             }
             at = (index + 1) * PAGE_UNITS;
         }
@@ -250,15 +250,17 @@ fn unit_range(range: ByteRange) -> (u64, u64) {
     (units(range.start()), units(range.end()))
 }
 
-/// The first bit from `from` that is set, or clear where `invert`.
-fn next_bit(words: &[u64; PAGE_WORDS], from: u64, invert: bool) -> Option<u64> {
-    let mut mask = u64::MAX << (from % 64);
-    for (index, word) in words.iter().enumerate().skip((from / 64) as usize) {
-        let bits = (if invert { !word } else { *word }) & mask;
+/// The first bit in `from..to` that is set, or clear where `invert`.
+fn next_bit(words: &[u64; PAGE_WORDS], from: u64, to: u64, invert: bool) -> Option<u64> {
+    let mut at = from;
+    while at < to {
+        let word = words[(at / 64) as usize];
+        let bits = (if invert { !word } else { word }) & (u64::MAX << (at % 64));
         if bits != 0 {
-            return Some(index as u64 * 64 + u64::from(bits.trailing_zeros()));
+            let bit = at / 64 * 64 + u64::from(bits.trailing_zeros());
+            return (bit < to).then_some(bit);
         }
-        mask = u64::MAX;
+        at = (at / 64 + 1) * 64;
     }
     None
 }
