@@ -36,8 +36,12 @@ impl HostFile {
             return Ok(());
         }
         // A hole that is filled again is as good as zeroes. On a block device a hole may cost the reservation.
-        if geometry.can_punch && !geometry.is_block_device && punch(file, range).await? {
-            return allocate(file, range).await;
+        if geometry.can_punch
+            && !geometry.is_block_device
+            && punch(file, range).await?
+            && is_supported(allocate(file, range).await)?
+        {
+            return Ok(());
         }
         if fast_only {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "zeroes would have to be written out"));
