@@ -98,10 +98,9 @@ impl Access {
     /// Reads what can be read without waiting; 0 where that is nothing.
     fn read_inline(&self, file: &OpenFile, offset: u64, into: &SgList) -> io::Result<u64> {
         let flags = match self.how {
-            // A large copy is better made by one of the kernel's threads: several then run at once.
-            How::Memory if into.len() <= INLINE_BYTES_MAX => 0,
+            How::Memory => 0,
             How::Cached if is_tried(&self.reads_to_skip, into.len()) => libc::RWF_NOWAIT,
-            How::Memory | How::Cached | How::Queued | How::Direct { .. } => return Ok(0),
+            How::Cached | How::Queued | How::Direct { .. } => return Ok(0),
         };
         match sys::transfer(file.as_fd(), Direction::Read, offset, into, flags) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP)) => {
