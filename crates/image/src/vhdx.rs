@@ -11,9 +11,9 @@
 //! | [`header`], [`regions`], [`metadata`], [`locator`] | decoding and encoding of each structure |
 //! | `replay`, `overlay` | the log, replayed on disk or in memory |
 //! | `bat_scan`, [`space`] | the whole block allocation table, checked once; which parts of the host file are taken |
-//! | [`open`] | all of these in the format's order |
+//! | [`mod@open`] | all of these in the format's order |
 //! | `engine` | the map of an open file, and how its changes become durable |
-//! | [`create`], [`check`] | new files; everything that is wrong with one |
+//! | [`mod@create`], [`mod@check`] | new files; everything that is wrong with one |
 //!
 //! Source: MS-VHDX 8.0; where programs in the wild do otherwise, the line that allows for it says so.
 

@@ -429,7 +429,7 @@ impl OpenError {
         }
     }
 
-    /// The broken rule in a few words that never change, for scripts and for [`super::check`].
+    /// The broken rule in a few words that never change, for scripts and for [`super::check()`].
     pub fn rule(&self) -> &'static str {
         match self {
             Self::TooShort { .. } => "file-too-short",

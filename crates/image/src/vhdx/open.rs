@@ -66,7 +66,7 @@ impl Opened {
     /// order: what [`open`] changes in a writable open is changed now.
     ///
     /// # Errors
-    /// As for a writable [`open`].
+    /// As for a writable [`open()`].
     pub async fn into_writable(self, file: Disk) -> Result<Self, OpenError> {
         // A file whose content is not yet what was read must be read again once it is.
         if self.was_dirty || file.size() < self.space.end() {
