@@ -92,7 +92,7 @@ async fn extents(disk: &Disk, range: ByteRange, first_only: bool) -> Result<Vec<
 
 /// Appends `extent`, joined with the last one if no context can tell them apart.
 fn append(list: &mut Vec<Extent>, extent: Extent) {
-    let told = |extent: &Extent| (extent.state, extent.depth, extent.host_offset.is_some());
+    let told = |extent: &Extent| (extent.state, extent.depth, extent.zeroes);
     match list.last_mut() {
         Some(last) if told(last) == told(&extent) => last.len += extent.len,
         _ => list.push(extent),
@@ -127,9 +127,12 @@ mod tests {
         append(&mut list, Extent::present(8, Some(0)));
         append(&mut list, Extent::present(8, Some(4096)));
         append(&mut list, Extent::present(8, None));
+        append(&mut list, Extent { zeroes: true, ..Extent::present(8, Some(8192)) });
+        append(&mut list, Extent::present(8, Some(12288)));
         append(&mut list, Extent::hole(8, ExtentState::Zero));
         append(&mut list, Extent::hole(8, ExtentState::Zero));
         append(&mut list, Extent { depth: 1, ..Extent::hole(8, ExtentState::Zero) });
-        assert_eq!(list.iter().map(|extent| extent.len).collect::<Vec<_>>(), [16, 8, 16, 8]);
+        let told: Vec<_> = list.iter().map(|extent| (extent.len, extent.zeroes)).collect();
+        assert_eq!(told, [(24, false), (8, true), (8, false), (16, true), (8, true)]);
     }
 }
