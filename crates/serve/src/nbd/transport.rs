@@ -82,11 +82,19 @@ impl<S: Plain> Transport for S {
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         loop {
             ready!(self.poll_ready(Interest::WRITABLE, cx))?;
             match self.try_send(slices) {
+                Ok(count) => {
+                    // As for receiving: the socket is full.
+                    if count < wanted {
+                        self.forget_ready(Interest::WRITABLE);
+                    }
+                    return Poll::Ready(Ok(count));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
