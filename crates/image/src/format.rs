@@ -93,6 +93,10 @@ pub(crate) trait ImageFormat: Send + Sync + 'static {
     /// the caller may discard in the host file.
     async fn prepare_discard(&self, range: ByteRange, out: &mut Mappings) -> Result<Self::Prepared>;
 
+    /// Notes that the caller's I/O on the places of `prepared` has ended, well or not. One that is dropped without may
+    /// still be under way in the host, because its future was dropped, and keeps its places for good.
+    fn note_landed(&self, prepared: &mut Self::Prepared);
+
     /// Makes a prepared change what reads see, after its bytes were written. Durable after the next flush.
     async fn commit(&self, prepared: Self::Prepared) -> Result<()>;
 

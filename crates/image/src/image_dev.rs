@@ -13,6 +13,10 @@ const STATUS_BYTES_MAX: u64 = 64 << 30;
 /// The same where each sector may be here or in the parent: some 500,000 bits.
 const STATUS_BYTES_MAX_WITH_PARENT: u64 = 256 << 20;
 
+/// What is zeroed or discarded at once; a longer range is changed piece by piece. A multiple of every block size. Its
+/// table entries are needed in memory together: with blocks of 1 MiB they fill 9 pages.
+const CHANGE_BYTES_MAX: u64 = 4 << 30;
+
 /// Extents after which an answer ends.
 const STATUS_EXTENTS_MAX: usize = 1024;
 
@@ -61,34 +65,31 @@ impl<F: ImageFormat> BlockDev for ImageDev<F> {
             return Ok(());
         }
         let mut mappings = Mappings::new();
-        let prepared = self.format.prepare_write(range, &mut mappings).await?;
-        self.each_mapping(range, &mappings, &from, |mapping, part| self.write_part(mapping, part)).await?;
+        let mut prepared = self.format.prepare_write(range, &mut mappings).await?;
+        let done =
+            self.each_mapping(range, &mappings, &from, |mapping, part| self.write_part(mapping, part)).await;
+        self.format.note_landed(&mut prepared);
+        done?;
         self.format.commit(prepared).await
     }
 
     async fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         let range = self.checked(range.start(), range.len())?;
-        if range.is_empty() {
-            return Ok(());
+        for piece in range.split_by(CHANGE_BYTES_MAX) {
+            self.zero_piece(piece, flags).await?;
         }
-        let mut mappings = Mappings::new();
-        let prepared = self.format.prepare_zeroes(range, flags, &mut mappings).await?;
-        let parts =
-            mappings.iter().filter_map(host_range).map(|part| self.format.file().write_zeroes(part, flags));
-        first_error(join_all(parts).await)?;
-        self.format.commit(prepared).await
+        Ok(())
     }
 
     async fn discard(&self, range: ByteRange) -> Result<()> {
         let range = self.checked(range.start(), range.len())?;
-        if range.is_empty() || self.info().discard == block::Discard::Ignored {
+        if self.info().discard == block::Discard::Ignored {
             return Ok(());
         }
-        let mut mappings = Mappings::new();
-        let prepared = self.format.prepare_discard(range, &mut mappings).await?;
-        let parts = mappings.iter().filter_map(host_range).map(|part| self.format.file().discard(part));
-        first_error(join_all(parts).await)?;
-        self.format.commit(prepared).await
+        for piece in range.split_by(CHANGE_BYTES_MAX) {
+            self.discard_piece(piece).await?;
+        }
+        Ok(())
     }
 
     async fn flush(&self) -> Result<()> {
@@ -143,6 +144,27 @@ impl<F: ImageFormat> ImageDev<F> {
                 Err(BlockError::new(ErrorKind::OutOfRange, message))
             }
         }
+    }
+
+    async fn zero_piece(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        let mut mappings = Mappings::new();
+        let mut prepared = self.format.prepare_zeroes(range, flags, &mut mappings).await?;
+        let parts =
+            mappings.iter().filter_map(host_range).map(|part| self.format.file().write_zeroes(part, flags));
+        let done = first_error(join_all(parts).await);
+        self.format.note_landed(&mut prepared);
+        done?;
+        self.format.commit(prepared).await
+    }
+
+    async fn discard_piece(&self, range: ByteRange) -> Result<()> {
+        let mut mappings = Mappings::new();
+        let mut prepared = self.format.prepare_discard(range, &mut mappings).await?;
+        let parts = mappings.iter().filter_map(host_range).map(|part| self.format.file().discard(part));
+        let done = first_error(join_all(parts).await);
+        self.format.note_landed(&mut prepared);
+        done?;
+        self.format.commit(prepared).await
     }
 
     /// Runs `each` on every mapping with its part of `memory`, all at once, and waits for all of them.
@@ -200,7 +222,10 @@ impl<F: ImageFormat> ImageDev<F> {
             let mut extents = Vec::new();
             self.format.file().block_status(rest, &mut extents).await?;
             if extents.is_empty() {
-                return Err(BlockError::new(ErrorKind::Io, "the host file gave no extent for a range inside it"));
+                return Err(BlockError::new(
+                    ErrorKind::Io,
+                    "the host file gave no extent for a range inside it",
+                ));
             }
             for extent in extents {
                 let len = extent.len.min(rest.len());

@@ -6,11 +6,15 @@
 //!   first change of the session    free space is punched, an empty log entry is written      flush
 //!                                  a header with new FileWriteGuid, DataWriteGuid, LogGuid   flush
 //!                                  the other header                                          flush
-//!   guest writes                   to blocks in place, or to new ones; the map changes in memory only
-//!   guest flush                    images of the changed pages go to the log                 flush, acknowledged
+//!   guest writes                   to blocks in place, or to new ones; images of the changed pages go to the log
+//!   guest flush                    what is left to log goes to the log                       flush, acknowledged
 //!   next guest flush               the pages go to their places beside the new log entries   flush, entries retire
 //!   close                          all pages in place, file cut to its end, LogGuid cleared in both headers
 //! ```
+//!
+//! A request that changes the map is answered when the log entry is *written*: a process that is killed loses nothing
+//! that it has answered, because the next one replays the log, and a guest that runs on sees no difference. Only a
+//! flush makes entries *durable*, against a power cut.
 //!
 //! A flush costs one flush of the host file, because everything that its log entries refer to is either in place or
 //! in space that reads as zeroes durably: a crash that keeps the entry but not the data shows zeroes where there were
@@ -25,7 +29,12 @@
 //!
 //! # Locks
 //!
-//! `allocation` (async), then `writer` (async), then `state` (never held across an await).
+//! `closing` (async), then `allocation` (async), then `writer` (async), then `state` (never held across an await).
+//!
+//! # Futures that are dropped
+//!
+//! The host may carry out later what a dropped future has asked of it. So a write that is given up keeps its place from
+//! being reused for the rest of the session, and a change of metadata that is given up poisons the file.
 
 mod allocate;
 mod bits;
@@ -64,10 +73,11 @@ struct Shared {
     state: Mutex<State>,
     writer: async_lock::Mutex<Writer>,
     allocation: async_lock::Mutex<()>,
+    closing: async_lock::Mutex<()>,
 }
 
 impl Vhdx {
-    /// The engine for a file that [`super::open`] has validated. It is read-only if it was opened so.
+    /// The engine for a file that [`open()`](super::open()) has validated. It is read-only if it was opened so.
     pub fn new(opened: Opened) -> Self {
         let fixed = opened.parameters.leave_blocks_allocated && !opened.geometry.has_parent;
         let shared = Shared {
@@ -77,6 +87,7 @@ impl Vhdx {
             state: Mutex::new(State::new(&opened)),
             writer: async_lock::Mutex::new(Writer::new(&opened)),
             allocation: async_lock::Mutex::new(()),
+            closing: async_lock::Mutex::new(()),
             file: opened.file,
         };
         Self { shared: Arc::new(shared) }
@@ -91,6 +102,12 @@ impl Vhdx {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the state")
+    }
+
+    /// Counts a request in, so that close waits for it, until the result is dropped.
+    fn enter(&self) -> Result<Entered<'_>> {
+        self.state().enter()?;
+        Ok(Entered(self))
     }
 
     /// Runs `attempt` on the state until it has what it needs.
@@ -118,7 +135,18 @@ impl Shared {
     }
 }
 
+/// A request that close waits for.
+struct Entered<'s>(&'s Shared);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.state().leave();
+    }
+}
+
 /// Keeps the places that a request was given from being reused until it is dropped.
+///
+/// A read that is given up may end with another block's data, which nobody sees.
 pub(crate) struct Hold {
     shared: Arc<Shared>,
     epoch: Epoch,
@@ -164,6 +192,7 @@ impl ImageFormat for Vhdx {
     }
 
     async fn map(&self, range: ByteRange, out: &mut Mappings) -> Result<Hold> {
+        let _entered = self.shared.enter()?;
         loop {
             out.clear();
             let attempt = self.shared.state().map(range, out);
@@ -194,15 +223,20 @@ impl ImageFormat for Vhdx {
         self.prepare(|state, reserved| state.prepare_discard(range, reserved, out)).await
     }
 
+    fn note_landed(&self, prepared: &mut change::Prepared) {
+        prepared.note_landed();
+    }
+
     async fn commit(&self, prepared: change::Prepared) -> Result<()> {
-        if prepared.parts().is_empty() {
-            return Ok(());
+        if !prepared.parts().is_empty() {
+            let mut none = allocate::Reservation::new(&self.shared);
+            self.shared.retry(&mut none, |state, _| state.commit(prepared.parts())).await?;
         }
-        let mut none = allocate::Reservation::new(&self.shared);
-        self.shared.retry(&mut none, |state, _| state.commit(prepared.parts())).await
+        self.shared.log_changes().await
     }
 
     async fn flush(&self) -> Result<()> {
+        let _entered = self.shared.enter()?;
         self.shared.flush().await
     }
 
@@ -216,6 +250,7 @@ impl Vhdx {
         &self,
         attempt: impl FnMut(&mut State, &mut allocate::Reservation<'_>) -> Result<change::Ticket, Stop>,
     ) -> Result<change::Prepared> {
+        let _entered = self.shared.enter()?;
         let mut reserved = allocate::Reservation::new(&self.shared);
         let ticket = self.shared.retry(&mut reserved, attempt).await?;
         Ok(change::Prepared::new(Arc::clone(&self.shared), ticket))

@@ -1,6 +1,7 @@
 //! The engine keeps the block contract, line by line.
 
 use block::Disk;
+use hostio::{HostFile, OpenOptions};
 use image::vhdx::Access;
 use testkit::{MemDev, conformance};
 
@@ -37,5 +38,26 @@ fn read_only_disks_conform() {
             let file = Disk::new(MemDev::from_image(fixture.file.clone(), HOST));
             Disk::new(fixture.open_dev(file, Access::ReadOnly).await)
         }));
+    }
+}
+
+#[test]
+fn threads_share_a_disk_on_a_host_file() {
+    let directory = tempfile::tempdir().unwrap();
+    for case in CASES.into_iter().filter(|case| case.virtual_size < LARGE) {
+        let fixture = case.make().over_empty_parent();
+        let path = directory.path().join(case.name);
+        let disk = hostio::block_on(async {
+            let file = HostFile::create(&path, fixture.file.size(), &OpenOptions::read_write()).unwrap();
+            let file = Disk::new(file);
+            for range in fixture.file.stored(fixture.file.range()) {
+                let mut bytes = vec![0; range.len() as usize];
+                fixture.file.read(range.start(), &mut bytes);
+                file.write_all(range.start(), &bytes).await.unwrap();
+            }
+            fixture.open(file).await
+        });
+        conformance::check_threads(&disk, |future| hostio::block_on(future));
+        hostio::block_on(disk.close()).unwrap();
     }
 }

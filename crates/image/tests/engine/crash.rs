@@ -1,5 +1,6 @@
-//! Power cuts: at every write, flush and torn sector of random workloads, the file opens again and holds everything
-//! that was flushed, nothing that was never there, and identifiers that kept their rules.
+//! Power cuts and kills: at every write, flush and torn sector of random workloads, the file opens again and holds everything
+//! that was flushed, or answered where only the process died; nothing that was never there; and identifiers that kept
+//! their rules.
 //!
 //! `GODWIT_CRASH_SECONDS` is the time that the search may take, 10 unless it is set; the first workloads run in any
 //! case.
@@ -75,7 +76,13 @@ impl Run {
     fn check(&self, cut: usize, survival: Survival) {
         let host = self.history.crash_at(cut, survival);
         let Some(note) = self.history.last_note(cut) else { return };
-        let model = &self.models[note as usize];
+        let mut model = self.models[note as usize].clone();
+        if matches!(survival, Survival::Killed { .. }) {
+            // The host lives on: nothing that was answered may be lost, flushed or not.
+            let flush = model.start_flush();
+            model.end_flush(flush, true);
+        }
+        let model = &model;
         let image = host.image();
         block_on(async {
             let checked = async {

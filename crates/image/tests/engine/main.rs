@@ -3,7 +3,9 @@
 mod cases;
 mod conformance;
 mod crash;
+mod faults;
 mod identity;
 mod qemu;
+mod races;
 mod random;
 mod space;

@@ -142,3 +142,19 @@ fn bits_that_another_program_left_for_an_absent_block_do_not_hide_the_parent() {
         assert_eq!((&after[..512], &after[512..]), (&[2; 512][..], &before[512..]));
     });
 }
+
+#[test]
+fn a_discard_of_more_than_the_table_pages_in_memory_ends() {
+    let case = Case {
+        name: "wide",
+        virtual_size: 9000 << 29,
+        block_bytes: 1 << 20,
+        sector_bytes: 512,
+        child: false,
+    };
+    block_on(async {
+        let (_host, disk) = filled(case, 2).await;
+        disk.discard(disk.range()).await.unwrap();
+        assert_eq!(disk.read_vec(MIB, 512).await.unwrap(), [0; 512]);
+    });
+}

@@ -7,7 +7,9 @@ use super::inflight::Epoch;
 use super::state::State;
 use crate::vhdx::layout::{BITMAP_BLOCK_BYTES, MIB};
 
-/// The file grows by an eighth of its size at a time, up to this, so that growth is rare; close cuts off what is left.
+/// The file grows by an eighth of its size at a time, within these bounds, so that growth, which has to be durable
+/// before the log may refer to it, is rare; close cuts off what is left.
+const GROWTH_BYTES_MIN: u64 = 64 << 20;
 const GROWTH_BYTES_MAX: u64 = 256 << 20;
 
 /// Space that was set aside for one request; what it does not use becomes free again on drop.
@@ -117,7 +119,7 @@ impl Shared {
         if needed <= size {
             return Ok(());
         }
-        let step = (size / 8).min(GROWTH_BYTES_MAX) / MIB * MIB;
+        let step = (size / 8).clamp(GROWTH_BYTES_MIN, GROWTH_BYTES_MAX) / MIB * MIB;
         let wished = needed.max(size + step);
         if self.file.resize(wished).await.is_ok() {
             return Ok(());

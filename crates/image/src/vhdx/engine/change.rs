@@ -39,11 +39,18 @@ pub(super) struct Ticket {
 pub(crate) struct Prepared {
     shared: Arc<Shared>,
     ticket: Ticket,
+    /// The I/O on the places has ended.
+    landed: bool,
 }
 
 impl Prepared {
     pub(super) fn new(shared: Arc<Shared>, ticket: Ticket) -> Self {
-        Self { shared, ticket }
+        Self { shared, ticket, landed: false }
+    }
+
+    /// Notes that no I/O on the places is under way any more.
+    pub(super) fn note_landed(&mut self) {
+        self.landed = true;
     }
 
     pub(super) fn parts(&self) -> &[Part] {
@@ -57,7 +64,12 @@ impl Drop for Prepared {
         for part in self.ticket.parts.iter().filter(|part| part.pending) {
             state.leave_pending(part.block);
         }
-        state.end_request(self.ticket.epoch);
+        if self.landed {
+            state.end_request(self.ticket.epoch);
+        } else {
+            // It may land at any time, so its epoch never ends, and no space that it may lie in is used again.
+            state.leave();
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Making committed changes durable: images of the changed pages into the log, then one flush of the host file.
 
+use std::collections::BTreeMap;
+
 use block::{ByteRange, Result, ResultExt, SgList, WriteFlags};
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 
 use super::Shared;
 use super::inflight::Epoch;
 use super::pages::{PAGE_BYTES, PageImage, PageNumber};
-use super::session::{Writer, write_log};
+use super::session::{Unfinished, Writer, write_log};
 use super::state::{Session, State};
 
 /// Neighbouring pages that go to the host file in one write at most.
@@ -15,16 +17,46 @@ const PAGES_PER_WRITE_MAX: usize = 256;
 /// What a flush takes from the state: everything that was committed before it.
 struct Batch {
     number: u64,
-    images: Vec<PageImage>,
-    /// The data that the images refer to must be durable before them.
-    data_first: bool,
+    changes: Changes,
     freed: Vec<ByteRange>,
     /// Requests that began before the batch was taken.
     epoch: Epoch,
     punched: Vec<ByteRange>,
 }
 
+/// Changes of the map that are not in the log yet.
+struct Changes {
+    number: u64,
+    images: Vec<PageImage>,
+    /// The data that the images refer to must be durable before them.
+    data_first: bool,
+}
+
 impl Shared {
+    /// Writes all changes of the map that were made before the call to the log, so that they outlive the process, though
+    /// not a power cut. A request waits for those of others, too: its bytes may be in a block that another allocated.
+    ///
+    /// Callers that come while entries are written share the next ones.
+    ///
+    /// # Errors
+    /// What the host reports; the file is then poisoned.
+    pub(super) async fn log_changes(&self) -> Result<()> {
+        let Some(wanted) = self.state().changes_to_log() else { return Ok(()) };
+        let mut writer = self.writer.lock().await;
+        {
+            let state = self.state();
+            state.check_usable()?;
+            if state.images_logged >= wanted {
+                return Ok(());
+            }
+        }
+        let unfinished = Unfinished::new(self);
+        let changes = self.state().take_changes();
+        let logged = self.log_images(&mut writer, &changes).await;
+        unfinished.finish(&logged);
+        logged
+    }
+
     /// Makes everything that was committed before the call durable.
     ///
     /// Callers that come while a flush runs share the next one.
@@ -45,66 +77,73 @@ impl Shared {
         if writer.flushes_finished >= wanted {
             return Ok(());
         }
+        let unfinished = Unfinished::new(self);
         let batch = self.state().take_batch();
         let number = batch.number;
-        match self.flush_batch(&mut writer, batch).await {
-            Ok(()) => writer.flushes_finished = number,
-            Err(error) => {
-                self.poison(&error);
-                return Err(error);
-            }
-        }
+        let flushed = self.flush_batch(&mut writer, batch).await;
+        unfinished.finish(&flushed);
+        flushed?;
+        writer.flushes_finished = number;
         self.punch_released().await;
         Ok(())
     }
 
+    /// Logs what is not logged, puts the pages that are durable in the log in their places, and makes both durable with
+    /// one flush of the host file.
     async fn flush_batch(&self, writer: &mut Writer, batch: Batch) -> Result<()> {
-        if batch.images.is_empty() {
-            writer.sync(&self.file).await?;
-        } else {
-            if batch.data_first {
-                writer.sync(&self.file).await?;
-            }
-            self.log_pages(writer, &batch.images).await?;
-        }
+        let in_place = writer.durable_pages();
+        self.put_in_place(&in_place).await?;
+        self.log_images(writer, &batch.changes).await?;
+        writer.sync(&self.file).await?;
+        writer.forget(&in_place);
         self.state().finish_batch(batch.freed, batch.epoch, &batch.punched);
         Ok(())
     }
 
-    /// Puts `images` into the log, durably: in one entry, or in several one after the other where they need more room.
-    async fn log_pages(&self, writer: &mut Writer, images: &[PageImage]) -> Result<()> {
-        let mut rest = images;
-        while !rest.is_empty() {
-            rest = self.log_entry(writer, rest).await?;
+    /// Writes `changes` to the log, in as many entries as they need. A crash may keep any number of the first of them.
+    ///
+    /// Each entry holds every page that is not in its place, those of the entries before it too, so that it replaces
+    /// them: several may be written before one flush makes the last of them durable, and a cut that keeps a later one
+    /// without an earlier loses nothing, in whatever order the medium writes them.
+    async fn log_images(&self, writer: &mut Writer, changes: &Changes) -> Result<()> {
+        // A file that grew is made durable first as well: QEMU's replay does not extend it to the entry's last offset.
+        if changes.data_first || (writer.has_grown(&self.file) && !changes.images.is_empty()) {
+            writer.sync(&self.file).await?;
         }
+        let mut rest = changes.images.as_slice();
+        while !rest.is_empty() {
+            if !writer.fits(rest) {
+                self.settle_logged(writer).await?;
+            }
+            let (now, later) = rest.split_at(rest.len().min(writer.log().entry_pages_max()));
+            writer.add(now);
+            if writer.log().pages_max() < writer.pages_count() {
+                // Entries that were replaced make room when the newest is durable.
+                writer.sync(&self.file).await?;
+            }
+            let entry = writer.append_entry(&self.file);
+            write_log(&self.file, &entry).await?;
+            rest = later;
+        }
+        self.state().images_logged = changes.number;
         Ok(())
     }
 
-    /// Puts as many `images` into the log as an entry takes, and gives the rest. The pages of the entry before go to
-    /// their places meanwhile; the flush that makes this entry durable makes them durable there, and theirs retires.
-    async fn log_entry<'i>(&self, writer: &mut Writer, images: &'i [PageImage]) -> Result<&'i [PageImage]> {
-        let earlier = std::mem::take(&mut writer.logged);
-        let sizes = writer.file_sizes(&self.file);
-        let log = writer.log.as_mut().expect("the session has a log");
-        let retire_count = log.live_count();
-        let room = log.pages_max();
-        assert!(room > 0, "the log has room for an entry beside the two before it");
-        let (now, later) = images.split_at(room.min(images.len()));
-        let entry = log.append(now, sizes);
-        let (written, in_place) = join(write_log(&self.file, &entry), self.put_in_place(&earlier)).await;
-        written.and(in_place)?;
+    /// Puts every page of the log in its place, durably.
+    pub(super) async fn settle_logged(&self, writer: &mut Writer) -> Result<()> {
         writer.sync(&self.file).await?;
-        let log = writer.log.as_mut().expect("the session has a log");
-        log.note_durable();
-        log.retire(retire_count);
-        writer.logged = now.to_vec();
-        Ok(later)
+        let logged = writer.durable_pages();
+        self.put_in_place(&logged).await?;
+        writer.sync(&self.file).await?;
+        writer.forget(&logged);
+        Ok(())
     }
 
-    /// Writes pages to their places in the host file.
+    /// Writes pages to their places in the host file: of each the last of `images`, which are in order of time.
     pub(super) async fn put_in_place(&self, images: &[PageImage]) -> Result<()> {
-        let mut sorted: Vec<_> = images.iter().collect();
-        sorted.sort_by_key(|image| image.number);
+        let last: BTreeMap<PageNumber, &PageImage> =
+            images.iter().map(|image| (image.number, image)).collect();
+        let sorted: Vec<_> = last.into_values().collect();
         let runs =
             sorted.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(PAGES_PER_WRITE_MAX));
         let writes = runs.map(|run| {
@@ -117,7 +156,7 @@ impl Shared {
         let done: Result<()> = join_all(writes).await.into_iter().collect();
         done.context(|| "write metadata to its place".to_owned())?;
         let mut state = self.state();
-        for image in images {
+        for image in sorted {
             state.pages.applied(image);
         }
         Ok(())
@@ -137,6 +176,7 @@ impl Shared {
 
     /// Brings a metadata page into memory.
     pub(super) async fn load_page(&self, number: PageNumber) -> Result<()> {
+        let _loading = Loading::begin(self, number);
         let offset = number * PAGE_BYTES as u64;
         let memory = SgList::unspecified(PAGE_BYTES);
         let here = self.file.size().saturating_sub(offset).min(PAGE_BYTES as u64);
@@ -152,13 +192,49 @@ impl Shared {
     }
 }
 
+/// A read of a metadata page that is under way.
+struct Loading<'s> {
+    shared: &'s Shared,
+    number: PageNumber,
+}
+
+impl<'s> Loading<'s> {
+    fn begin(shared: &'s Shared, number: PageNumber) -> Self {
+        shared.state().pages.begin_load(number);
+        Self { shared, number }
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.shared.state().pages.end_load(self.number);
+    }
+}
+
 impl State {
+    /// Which taking of images holds all changes made up to now, if they are not in the log yet.
+    fn changes_to_log(&self) -> Option<u64> {
+        if self.pages.has_dirty() {
+            Some(self.images_taken + 1)
+        } else {
+            (self.images_logged < self.images_taken).then_some(self.images_taken)
+        }
+    }
+
+    fn take_changes(&mut self) -> Changes {
+        self.images_taken += 1;
+        Changes {
+            number: self.images_taken,
+            images: self.pages.take_dirty(),
+            data_first: std::mem::take(&mut self.data_before_metadata),
+        }
+    }
+
     fn take_batch(&mut self) -> Batch {
         self.flushes_started += 1;
         Batch {
             number: self.flushes_started,
-            images: self.pages.take_dirty(),
-            data_first: std::mem::take(&mut self.data_before_metadata),
+            changes: self.take_changes(),
             freed: std::mem::take(&mut self.returning.freed),
             epoch: self.requests.close_epoch(),
             punched: std::mem::take(&mut self.returning.punched),

@@ -84,11 +84,12 @@ impl Log {
         let used: u32 = self.kept.iter().map(|kept| kept.sectors).sum();
         // One sector stays free, so that head and tail are equal only in an empty log.
         let free = (self.sectors() - 1).saturating_sub(used).min(self.sectors() / ENTRY_SHARE);
-        let mut pages = free.saturating_sub(1);
-        while pages > 0 && pages + log_descriptor_sectors(pages) > free {
-            pages -= 1;
-        }
-        pages as usize
+        pages_in(free)
+    }
+
+    /// How many pages any entry can take at most.
+    pub(super) fn entry_pages_max(&self) -> usize {
+        pages_in(self.sectors() / ENTRY_SHARE)
     }
 
     /// Number of live entries, to be given to [`Self::retire`] when their pages are in place.
@@ -188,6 +189,15 @@ impl Log {
         let wrapped = bytes.split_off(until_end);
         vec![LogWrite { host_offset, bytes }, LogWrite { host_offset: self.region.start(), bytes: wrapped }]
     }
+}
+
+/// How many pages an entry of `sectors` holds.
+fn pages_in(sectors: u32) -> usize {
+    let mut pages = sectors.saturating_sub(1);
+    while pages > 0 && pages + log_descriptor_sectors(pages) > sectors {
+        pages -= 1;
+    }
+    pages as usize
 }
 
 fn put(bytes: &mut [u8], at: usize, part: &[u8]) {

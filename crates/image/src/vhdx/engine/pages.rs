@@ -1,9 +1,10 @@
 //! The cache of metadata pages: 4 KiB pieces of the BAT and of the sector bitmap blocks.
 //!
 //! A page that was changed is *dirty* until a flush takes its image for the log, and *logged* until that image was
-//! written to its place in the file. Only pages that are neither may leave the cache.
+//! written to its place in the file. Only pages that are neither may leave the cache, and none that a read of the file
+//! is under way for: what that read brings may be older than the page, and must find it here.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use block::ByteRange;
 
@@ -48,6 +49,8 @@ pub(super) struct Pages {
     dirty: BTreeSet<PageNumber>,
     /// Loaded pages in the order of loading, to drop the oldest.
     order: VecDeque<PageNumber>,
+    /// Pages that reads of the file are under way for, with their number.
+    loading: BTreeMap<PageNumber, usize>,
     versions: u64,
 }
 
@@ -62,6 +65,7 @@ impl Pages {
             bitmaps: HashMap::new(),
             dirty: BTreeSet::new(),
             order: VecDeque::new(),
+            loading: BTreeMap::new(),
             versions: 0,
         }
     }
@@ -82,6 +86,20 @@ impl Pages {
         Some(&mut page.bytes)
     }
 
+    /// Notes that a page is about to be read from the file; if it comes in meanwhile, it stays until the read has ended.
+    pub(super) fn begin_load(&mut self, number: PageNumber) {
+        *self.loading.entry(number).or_default() += 1;
+    }
+
+    /// Notes that a read that [`Self::begin_load`] announced has ended.
+    pub(super) fn end_load(&mut self, number: PageNumber) {
+        let count = self.loading.get_mut(&number).expect("a read that ends has begun");
+        *count -= 1;
+        if *count == 0 {
+            self.loading.remove(&number);
+        }
+    }
+
     /// Takes in a page that was read from the file, unless it came in by another way meanwhile; an old page may go.
     pub(super) fn insert_read(&mut self, number: PageNumber, bytes: Box<PageBytes>) {
         self.drop_oldest();
@@ -99,6 +117,11 @@ impl Pages {
             Some(index) => self.bat[index] = Some(page),
             None => drop(self.bitmaps.insert(number, page)),
         }
+    }
+
+    /// Whether a page was changed since its last image was taken.
+    pub(super) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     /// Takes the images of all dirty pages, in the order in which they must reach the log.
@@ -157,8 +180,9 @@ impl Pages {
         }
         for _ in 0..self.order.len() {
             let Some(number) = self.order.pop_front() else { return };
-            let busy =
-                self.dirty.contains(&number) || self.page(number).is_some_and(|page| page.logged.is_some());
+            let busy = self.dirty.contains(&number)
+                || self.loading.contains_key(&number)
+                || self.page(number).is_some_and(|page| page.logged.is_some());
             if busy {
                 self.order.push_back(number);
                 continue;

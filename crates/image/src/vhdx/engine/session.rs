@@ -1,5 +1,6 @@
 //! A session of changes: it begins with new identifiers and an open log, and ends with the file as a closed one is.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::log::{FileSizes, Log, LogWrite};
-use super::pages::PageImage;
+use super::pages::{PageImage, PageNumber};
 use super::state::Session;
 use crate::vhdx::header::Headers;
 use crate::vhdx::layout::{LOG_VERSION, MIB};
@@ -19,9 +20,11 @@ use crate::vhdx::open::Opened;
 pub(super) struct Writer {
     headers: Headers,
     /// The log, once the session has begun.
-    pub(super) log: Option<Log>,
-    /// Pages that are durable in the log and not in their places yet.
-    pub(super) logged: Vec<PageImage>,
+    log: Option<Log>,
+    /// The pages that the newest entry holds and that are not in their places yet.
+    logged: BTreeMap<PageNumber, PageImage>,
+    /// Images up to this version are durable in the log.
+    durable_version: u64,
     /// Length of the host file that is known to be durable.
     durable_bytes: u64,
     /// Flushes that are complete.
@@ -33,7 +36,8 @@ impl Writer {
         Self {
             headers: opened.headers.clone(),
             log: None,
-            logged: Vec::new(),
+            logged: BTreeMap::new(),
+            durable_version: 0,
             durable_bytes: 0,
             flushes_finished: 0,
         }
@@ -48,7 +52,61 @@ impl Writer {
         let size = file.size();
         file.flush().await?;
         self.durable_bytes = size;
+        self.durable_version =
+            self.logged.values().map(|image| image.version).max().unwrap_or(self.durable_version);
+        if let Some(log) = &mut self.log {
+            log.note_durable();
+        }
         Ok(())
+    }
+
+    /// Whether the host file is longer than what is durable of it.
+    pub(super) fn has_grown(&self, file: &Disk) -> bool {
+        file.size() > self.durable_bytes
+    }
+
+    /// The log of the session.
+    pub(super) fn log(&mut self) -> &mut Log {
+        self.log.as_mut().expect("changes are logged in a session, which has a log")
+    }
+
+    /// The pages that are durable in the log and may therefore go to their places.
+    pub(super) fn durable_pages(&self) -> Vec<PageImage> {
+        self.logged.values().filter(|image| image.version <= self.durable_version).cloned().collect()
+    }
+
+    /// Notes that `images` are durable in their places.
+    pub(super) fn forget(&mut self, images: &[PageImage]) {
+        for image in images {
+            if self.logged.get(&image.number).is_some_and(|logged| logged.version == image.version) {
+                self.logged.remove(&image.number);
+            }
+        }
+    }
+
+    /// Whether the next entry can hold `images` beside what it has to hold.
+    pub(super) fn fits(&mut self, images: &[PageImage]) -> bool {
+        let new = images.iter().filter(|image| !self.logged.contains_key(&image.number)).count();
+        self.logged.is_empty() || self.logged.len() + new <= self.log().entry_pages_max()
+    }
+
+    /// Adds `images` to what the next entry holds.
+    pub(super) fn add(&mut self, images: &[PageImage]) {
+        self.logged.extend(images.iter().map(|image| (image.number, image.clone())));
+    }
+
+    /// Number of pages that the next entry holds.
+    pub(super) fn pages_count(&self) -> usize {
+        self.logged.len()
+    }
+
+    /// Appends an entry with all that it has to hold, which replaces the entries before it.
+    pub(super) fn append_entry(&mut self, file: &Disk) -> Vec<LogWrite> {
+        let sizes = self.file_sizes(file);
+        let images: Vec<PageImage> = self.logged.values().cloned().collect();
+        let log = self.log();
+        log.retire(log.live_count());
+        log.append(&images, sizes)
     }
 
     /// The sizes that a log entry carries now.
@@ -82,11 +140,12 @@ impl Shared {
                 return Ok(());
             }
         }
+        let unfinished = Unfinished::new(self);
         let begun =
             self.open_log_and_headers(&mut writer).await.context(|| "begin to change the file".to_owned());
-        match &begun {
-            Ok(()) => self.state().session = Session::Begun,
-            Err(error) => self.poison(error),
+        unfinished.finish(&begun);
+        if begun.is_ok() {
+            self.state().session = Session::Begun;
         }
         begun
     }
@@ -152,38 +211,40 @@ impl Shared {
         self.file.write_zeroes(range, flags).await.context(|| format!("punch {range} of the file"))
     }
 
-    /// Ends the session: waits for requests, puts every page in its place, gives back what the file has too much, and
-    /// leaves no log to replay. Closes the host file in any case.
+    /// Ends the session: lets the requests that are here end and no others begin, puts every page in its place, gives
+    /// back what the file has too much, and leaves no log to replay. Closes the host file in any case. A close beside
+    /// another waits for it and has nothing left to do.
     ///
     /// # Errors
     /// What the host reports; what was flushed is safe, and the next open replays the log.
     pub(super) async fn close(&self) -> Result<()> {
+        self.state().closing = true;
+        let _turn = self.closing.lock().await;
+        self.requests_done().await;
+        if matches!(self.state().session, Session::Closed) {
+            return Ok(());
+        }
         let ended = self.end_session().await;
         self.state().session = Session::Closed;
-        self.requests_done().await;
         let closed = self.file.close().await;
         ended.and(closed)
     }
 
     async fn end_session(&self) -> Result<()> {
-        self.requests_done().await;
         if !matches!(self.state().session, Session::Begun) {
             return self.state().check_usable();
         }
         // Twice over, so that freed space at the end of the file is free when the file is cut.
         self.reclaim().await?;
         let mut writer = self.writer.lock().await;
+        let unfinished = Unfinished::new(self);
         let ended = self.settle_file(&mut writer).await.context(|| "leave the file closed".to_owned());
-        if let Err(error) = &ended {
-            self.poison(error);
-        }
+        unfinished.finish(&ended);
         ended
     }
 
     async fn settle_file(&self, writer: &mut Writer) -> Result<()> {
-        let logged = std::mem::take(&mut writer.logged);
-        self.put_in_place(&logged).await?;
-        writer.sync(&self.file).await?;
+        self.settle_logged(writer).await?;
         writer.headers.update(&self.file, |header| header.log_guid = Uuid::nil()).await?;
         // Only without a log may the file become shorter than a log entry says it was.
         let end = self.state().space.end();
@@ -201,7 +262,7 @@ impl Shared {
             if state.requests_count == 0 {
                 return Poll::Ready(());
             }
-            state.idle_waker = Some(context.waker().clone());
+            state.idle_wakers.push(context.waker().clone());
             Poll::Pending
         })
         .await;
@@ -213,6 +274,35 @@ impl Shared {
         if !matches!(state.session, Session::Closed | Session::Poisoned(_)) {
             tracing::error!(error = error.chain(), "the image can no longer be changed");
             state.session = Session::Poisoned(error.chain());
+        }
+    }
+}
+
+/// A change of metadata that is under way. If it fails, or is given up halfway because its future is dropped, the file
+/// is poisoned: writes to metadata may still land, and what they were to make durable is not.
+pub(super) struct Unfinished<'s> {
+    shared: &'s Shared,
+    finished: bool,
+}
+
+impl<'s> Unfinished<'s> {
+    pub(super) fn new(shared: &'s Shared) -> Self {
+        Self { shared, finished: false }
+    }
+
+    /// Notes how the change ended.
+    pub(super) fn finish(mut self, result: &Result<()>) {
+        self.finished = true;
+        if let Err(error) = result {
+            self.shared.poison(error);
+        }
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.shared.poison(&BlockError::new(ErrorKind::Io, "a change of metadata was given up halfway"));
         }
     }
 }

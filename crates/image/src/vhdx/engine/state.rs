@@ -49,7 +49,7 @@ pub(super) enum Session {
     Begun,
     /// A flush or a change of metadata failed; what the file holds is uncertain until it is opened again.
     Poisoned(String),
-    /// Closed; `close` waits here for the requests under way.
+    /// Closed.
     Closed,
 }
 
@@ -73,8 +73,11 @@ pub(super) struct State {
     pub(super) space: SpaceMap,
     pub(super) returning: Returning,
     pub(super) requests: InFlight,
+    /// Requests that close waits for: those that hold places, and those that are still on their way to them.
     pub(super) requests_count: usize,
-    pub(super) idle_waker: Option<Waker>,
+    pub(super) idle_wakers: Vec<Waker>,
+    /// A close has begun, and no request may.
+    pub(super) closing: bool,
     /// What the last reclaim could not free waits for the requests of this epoch.
     pub(super) reclaim_waits_for: Option<Epoch>,
     /// New blocks of a differencing disk, by block number.
@@ -84,6 +87,10 @@ pub(super) struct State {
     pub(super) session: Session,
     /// Flushes that have taken their images.
     pub(super) flushes_started: u64,
+    /// How often images were taken for the log.
+    pub(super) images_taken: u64,
+    /// The last of those times whose images were written there.
+    pub(super) images_logged: u64,
 }
 
 impl State {
@@ -97,12 +104,15 @@ impl State {
             returning: Returning::default(),
             requests: InFlight::new(),
             requests_count: 0,
-            idle_waker: None,
+            idle_wakers: Vec::new(),
+            closing: false,
             reclaim_waits_for: None,
             pending: HashMap::new(),
             data_before_metadata: false,
             session: Session::NotBegun,
             flushes_started: 0,
+            images_taken: 0,
+            images_logged: 0,
         }
     }
 
@@ -130,26 +140,38 @@ impl State {
     /// Refuses everything on a file that was closed.
     pub(super) fn check_open(&self) -> Result<()> {
         match &self.session {
-            Session::Closed => Err(BlockError::new(ErrorKind::Io, "the file is closed")),
+            Session::Closed => Err(closed()),
             Session::NotBegun | Session::Begun | Session::Poisoned(_) => Ok(()),
         }
     }
 
-    /// Counts a request in.
+    /// Counts a request in, from its first step on; [`Self::leave`] counts it out.
+    pub(super) fn enter(&mut self) -> Result<()> {
+        if self.closing {
+            return Err(closed());
+        }
+        self.requests_count += 1;
+        Ok(())
+    }
+
+    /// Counts a request out.
+    pub(super) fn leave(&mut self) {
+        self.requests_count -= 1;
+        if self.requests_count == 0 {
+            self.idle_wakers.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Counts a request in that gets places in the host file.
     pub(super) fn begin_request(&mut self) -> Epoch {
         self.requests_count += 1;
         self.requests.begin()
     }
 
-    /// Counts a request out.
+    /// Counts a request out whose I/O on its places has ended.
     pub(super) fn end_request(&mut self, epoch: Epoch) {
         self.requests.end(epoch);
-        self.requests_count -= 1;
-        if self.requests_count == 0
-            && let Some(waker) = self.idle_waker.take()
-        {
-            waker.wake();
-        }
+        self.leave();
     }
 
     /// The entry of a payload block, with its state.
@@ -221,4 +243,8 @@ impl State {
         let offset = self.bat.start() + index * BAT_ENTRY_BYTES;
         (offset / PAGE_BYTES as u64, (offset % PAGE_BYTES as u64) as usize)
     }
+}
+
+fn closed() -> BlockError {
+    BlockError::new(ErrorKind::Io, "the file is closed")
 }
