@@ -57,7 +57,7 @@ fn threads_share_a_disk_on_a_host_file() {
             }
             fixture.open(file).await
         });
-        conformance::check_threads(&disk, |future| hostio::block_on(future));
+        conformance::check_threads(&disk, hostio::block_on);
         hostio::block_on(disk.close()).unwrap();
     }
 }

@@ -96,11 +96,11 @@ fn metadata_that_cannot_be_written_ends_all_changes_and_loses_nothing_that_was_f
                 bench.write_and_flush(1, 1).await;
                 let fault = Fault::on(RequestKind::Write).overlapping(place);
                 bench.faults.add(fault.error(ErrorKind::Io).leaves(leaves));
-                // The log is written before the request is answered, the table with the next flush.
-                let failed = match bench.write(2, 2).await {
-                    Ok(()) => bench.disk.flush().await,
-                    failed => failed,
-                };
+                // The log is written before the request is answered, the table with the flush after the next.
+                let mut failed = bench.write(2, 2).await;
+                for _ in 0..2 {
+                    failed = failed.and(bench.disk.flush().await);
+                }
                 assert_eq!(failed.unwrap_err().kind(), ErrorKind::Io, "{place}");
                 bench.assert_poisoned().await;
                 assert!(bench.holds(&bench.disk, 2, 2).await, "reads go on");

@@ -5,6 +5,7 @@ mod conformance;
 mod crash;
 mod faults;
 mod identity;
+mod order;
 mod qemu;
 mod races;
 mod random;
