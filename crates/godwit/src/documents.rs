@@ -46,6 +46,7 @@ fn every_command_that_a_document_shows_is_understood() {
 
 #[test]
 fn commands_are_found_in_fenced_blocks_only() {
-    let text = "godwit no\n```\n$ godwit disk info a.vhdx --chain   # why\ngodwit disk map a > b; ls\nls\n```\n";
+    let text =
+        "godwit no\n```\n$ godwit disk info a.vhdx --chain   # why\ngodwit disk map a > b; ls\nls\n```\n";
     assert_eq!(commands(text), ["godwit disk info a.vhdx --chain", "godwit disk map a"]);
 }
