@@ -21,8 +21,10 @@ pub(super) struct Writer {
     headers: Headers,
     /// The log, once the session has begun.
     log: Option<Log>,
-    /// The pages that the newest entry holds and that are not in their places yet.
+    /// The pages that the newest entry holds, or the next one will, and that are not in their places yet.
     logged: BTreeMap<PageNumber, PageImage>,
+    /// Images up to this version are in an entry.
+    appended_version: u64,
     /// Images up to this version are durable in the log.
     durable_version: u64,
     /// Length of the host file that is known to be durable.
@@ -37,6 +39,7 @@ impl Writer {
             headers: opened.headers.clone(),
             log: None,
             logged: BTreeMap::new(),
+            appended_version: 0,
             durable_version: 0,
             durable_bytes: 0,
             flushes_finished: 0,
@@ -52,8 +55,7 @@ impl Writer {
         let size = file.size();
         file.flush().await?;
         self.durable_bytes = size;
-        self.durable_version =
-            self.logged.values().map(|image| image.version).max().unwrap_or(self.durable_version);
+        self.durable_version = self.appended_version;
         if let Some(log) = &mut self.log {
             log.note_durable();
         }
@@ -104,6 +106,8 @@ impl Writer {
     pub(super) fn append_entry(&mut self, file: &Disk) -> Vec<LogWrite> {
         let sizes = self.file_sizes(file);
         let images: Vec<PageImage> = self.logged.values().cloned().collect();
+        self.appended_version =
+            images.iter().map(|image| image.version).max().unwrap_or(self.appended_version);
         let log = self.log();
         log.retire(log.live_count());
         log.append(&images, sizes)
