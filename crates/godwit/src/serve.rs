@@ -1,11 +1,13 @@
 //! `godwit serve`: one disk for others, in the foreground, until it is told to end.
 
+mod activation;
 mod args;
 mod event;
 mod sd_notify;
 mod stop;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 use block::Disk;
@@ -23,12 +25,13 @@ use crate::report::Form;
 type Serving = ShardTask<io::Result<()>>;
 
 pub(crate) fn run(args: ServeArgs, form: Form) -> anyhow::Result<Exit> {
-    args.check()?;
+    let sockets = activation::sockets();
+    args.check(sockets.len())?;
     // From here on a signal is kept for us instead of ending the process.
     let stop = Stop::on_signals()?;
     let shard = Shard::start("disk").context("start the thread that serves the disk")?;
     let chain = open(&args, &shard)?;
-    let served = serve(&args, &chain, &shard, stop, form);
+    let served = serve(&args, sockets, &chain, &shard, stop, form);
     let closed = close(&chain.disk, &shard);
     // An error while serving matters more than one that follows from it.
     let served = served?;
@@ -48,12 +51,13 @@ fn open(args: &ServeArgs, shard: &Shard) -> anyhow::Result<Chain> {
 /// Serves until a signal comes or a front end fails; gives what the front ends ended with.
 fn serve(
     args: &ServeArgs,
+    sockets: Vec<OwnedFd>,
     chain: &Chain,
     shard: &Shard,
     stop: Stop,
     form: Form,
 ) -> anyhow::Result<io::Result<()>> {
-    let listeners = nbd_listeners(args, chain)?;
+    let listeners = nbd_listeners(args, sockets, chain)?;
     let vhost_user_blk = match &args.vhost_user_blk {
         Some(path) => {
             let listener = vhost_user::Listener::bind(path);
@@ -78,14 +82,25 @@ fn serve(
     Ok(ended)
 }
 
-fn nbd_listeners(args: &ServeArgs, chain: &Chain) -> anyhow::Result<Vec<nbd::Listener>> {
+/// Listeners on the URIs that were given, and on the sockets that were handed over.
+fn nbd_listeners(
+    args: &ServeArgs,
+    sockets: Vec<OwnedFd>,
+    chain: &Chain,
+) -> anyhow::Result<Vec<nbd::Listener>> {
     let tls = match &args.tls_certificates {
         Some(directory) => Some(nbd::TlsIdentity::load(directory, args.tls_verify_clients)?),
         None => None,
     };
     let description = args.path.file_name().unwrap_or_default().to_string_lossy();
-    let bind = |uri: nbd::NbdUri| Ok(nbd::Listener::bind(&uri, &chain.disk, &description, tls.as_ref())?);
-    args.nbd_uris().map(bind).collect()
+    let mut listeners = Vec::new();
+    for uri in args.nbd_uris() {
+        listeners.push(nbd::Listener::bind(&uri, &chain.disk, &description, tls.as_ref())?);
+    }
+    for socket in sockets {
+        listeners.push(nbd::Listener::inherited(socket, args.nbd_export(), &chain.disk, &description)?);
+    }
+    Ok(listeners)
 }
 
 fn start_nbd(listeners: Vec<nbd::Listener>, shard: &Shard, stop: StopHandle) -> Serving {

@@ -238,3 +238,15 @@ fn a_disk_that_is_served_cannot_be_served_by_another() {
     assert!(!status.success() && text.contains("disk.raw"), "{text}");
     assert!(server.end("TERM").0.success());
 }
+
+#[test]
+fn a_client_that_starts_its_server_is_served_on_the_socket_it_hands_over() {
+    let place = Place::new();
+    let (disk, copy) = (place.file("disk.raw", &pattern(MIB)), place.name("copy"));
+    let server = ["[", GODWIT, "serve", "--read-only", &disk, "]"];
+    if run("nbdcopy", &["--", server[0], server[1], server[2], server[3], server[4], server[5], &copy])
+        .is_some()
+    {
+        assert!(std::fs::read(copy).unwrap() == pattern(MIB));
+    }
+}

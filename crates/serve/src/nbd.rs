@@ -15,6 +15,7 @@
 mod execute;
 mod listener;
 mod session;
+mod socket;
 mod tls;
 mod transport;
 mod uri;

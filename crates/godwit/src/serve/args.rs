@@ -20,6 +20,9 @@ Examples:
   A disk for a guest, over vhost-user-blk, and for a backup of it at the same time:
     godwit serve web.vhdx --vhost-user-blk /run/web.vhost --nbd nbd://127.0.0.1:10809/web
 
+  A disk for one run of a client that starts its server (socket activation, also by systemd):
+    nbdinfo [ godwit serve --read-only web.vhdx ]
+
 The first line on standard output says that clients can connect. SIGINT or SIGTERM ends the server: requests that it has
 taken are answered, everything is made durable, and the disk is closed.";
 
@@ -44,7 +47,7 @@ pub(crate) struct ServeArgs {
     nbd: Vec<NbdUri>,
 
     /// The name of the NBD export where the URI has none.
-    #[arg(long, value_name = "NAME", requires = "nbd")]
+    #[arg(long, value_name = "NAME")]
     nbd_export: Option<String>,
 
     /// Serve vhost-user-blk on this Unix socket.
@@ -78,9 +81,10 @@ enum Cache {
 }
 
 impl ServeArgs {
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    /// Whether there is anything to do, with so many sockets that were handed over.
+    pub(super) fn check(&self, sockets: usize) -> anyhow::Result<()> {
         ensure!(
-            !self.nbd.is_empty() || self.vhost_user_blk.is_some(),
+            !self.nbd.is_empty() || self.vhost_user_blk.is_some() || sockets > 0,
             "say where to serve the disk: --nbd URI, --vhost-user-blk SOCKET, or both"
         );
         Ok(())
@@ -111,10 +115,15 @@ impl ServeArgs {
     pub(super) fn nbd_uris(&self) -> impl Iterator<Item = NbdUri> {
         self.nbd.iter().cloned().map(|mut uri| {
             if uri.export.is_empty() {
-                uri.export = self.nbd_export.clone().unwrap_or_default();
+                self.nbd_export().clone_into(&mut uri.export);
             }
             uri
         })
+    }
+
+    /// The name of the NBD export where no URI says another.
+    pub(super) fn nbd_export(&self) -> &str {
+        self.nbd_export.as_deref().unwrap_or_default()
     }
 
     pub(super) fn device_options(&self) -> DeviceOptions {
@@ -166,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_server_has_to_be_told_where_to_serve() {
-        assert!(parse(&["a.raw"]).unwrap().check().is_err());
-        assert!(parse(&["a.raw", "--vhost-user-blk", "/s"]).unwrap().check().is_ok());
+        assert!(parse(&["a.raw"]).unwrap().check(0).is_err());
+        assert!(parse(&["a.raw"]).unwrap().check(1).is_ok());
+        assert!(parse(&["a.raw", "--vhost-user-blk", "/s"]).unwrap().check(0).is_ok());
     }
 }

@@ -1,25 +1,24 @@
 //! Listening sockets, and the connections that they give.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs as _};
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use block::Disk;
 use nbd::{Export, Exports, Security};
+use rustix::net::sockopt;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::session::Session;
+use super::socket::{Socket, SocketFile};
 use super::tls::TlsIdentity;
 use super::transport::Plain;
-use super::uri::{Address, NbdUri};
+use super::uri::NbdUri;
 
 /// How many connections one server holds. Further ones wait in the backlog of the socket until one ends.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -36,17 +35,11 @@ pub struct Listener {
     tls: Option<TlsIdentity>,
 }
 
-#[derive(Debug)]
-enum Socket {
-    Unix(UnixListener, SocketFile),
-    Tcp(TcpListener),
-}
-
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// The socket could not be bound.
+    /// The socket could not be bound; `AddrInUse` if somebody answers there.
     #[error("listen on {uri}")]
     Bind {
         /// Where.
@@ -54,19 +47,19 @@ pub enum ListenError {
         /// The host's reason.
         source: io::Error,
     },
-    /// Somebody answers on the socket already.
-    #[error("listen on {uri}: another server answers on {path}", path = .path.display())]
-    InUse {
-        /// Where.
-        uri: String,
-        /// The socket.
-        path: PathBuf,
-    },
     /// The URI asks for TLS, and there are no certificates.
     #[error("listen on {uri}: TLS needs certificates (--tls-certificates DIR)")]
     NoCertificates {
         /// Where.
         uri: String,
+    },
+    /// A descriptor that was handed over is no listening Unix or TCP socket.
+    #[error("listen on descriptor {fd}")]
+    Inherited {
+        /// The descriptor.
+        fd: RawFd,
+        /// The reason.
+        source: io::Error,
     },
     /// The export's name cannot be one.
     #[error("{name:?} cannot be the name of an export: at most 4096 bytes, without NUL")]
@@ -91,24 +84,34 @@ impl Listener {
         description: &str,
         tls: Option<&TlsIdentity>,
     ) -> Result<Self, ListenError> {
-        let security = if uri.tls { Security::TlsRequired } else { Security::Plain };
         let tls = if uri.tls { tls.cloned() } else { None };
         if uri.tls && tls.is_none() {
             return Err(ListenError::NoCertificates { uri: uri.to_string() });
         }
-        let export =
-            Export { name: uri.export.clone(), description: description.to_owned(), disk: disk.clone() };
-        let exports =
-            Exports::new(vec![export], security).map_err(|name| ListenError::ExportName { name })?;
+        let exports = exports_of(uri, disk, description)?;
         let mut bound = uri.clone();
-        let socket = match &mut bound.address {
-            Address::Unix(path) => bind_unix(path, uri)?,
-            Address::Tcp { host, port } => {
-                let listener = bind_tcp(host, port);
-                Socket::Tcp(listener.map_err(|source| ListenError::Bind { uri: uri.to_string(), source })?)
-            }
-        };
-        Ok(Self { socket, uri: bound, exports: Arc::new(exports), tls })
+        let socket = Socket::bind(&mut bound.address)
+            .map_err(|source| ListenError::Bind { uri: uri.to_string(), source })?;
+        Ok(Self { socket, uri: bound, exports, tls })
+    }
+
+    /// Takes a listening socket that somebody else has bound, of either kind, and offers `disk` there as `export`. It
+    /// is not removed when the listener is dropped.
+    ///
+    /// # Errors
+    /// [`ListenError::Inherited`] if it is not such a socket.
+    pub fn inherited(
+        socket: OwnedFd,
+        export: &str,
+        disk: &Disk,
+        description: &str,
+    ) -> Result<Self, ListenError> {
+        let fd = socket.as_raw_fd();
+        let (socket, address) =
+            Socket::take_over(socket).map_err(|source| ListenError::Inherited { fd, source })?;
+        let uri = NbdUri { address, export: export.to_owned(), tls: false };
+        let exports = exports_of(&uri, disk, description)?;
+        Ok(Self { socket, uri, exports, tls: None })
     }
 
     /// Where clients connect.
@@ -117,50 +120,12 @@ impl Listener {
     }
 }
 
-fn bind_unix(path: &Path, uri: &NbdUri) -> Result<Socket, ListenError> {
-    let failed = |source| ListenError::Bind { uri: uri.to_string(), source };
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_socket(path) => {
-            // A server that was killed leaves its socket behind.
-            if UnixStream::connect(path).is_ok() {
-                return Err(ListenError::InUse { uri: uri.to_string(), path: path.to_owned() });
-            }
-            std::fs::remove_file(path).map_err(failed)?;
-            UnixListener::bind(path)
-        }
-        result => result,
-    };
-    let listener = listener.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(Socket::Unix(listener, SocketFile(path.to_owned())))
-}
-
-fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
-}
-
-/// Binds the first address of `host` that can be bound, and puts the port that the host chose into `port`.
-fn bind_tcp(host: &str, port: &mut u16) -> io::Result<TcpListener> {
-    let hosts = if host.is_empty() { vec!["::", "0.0.0.0"] } else { vec![host] };
-    let mut addresses = Vec::new();
-    for host in hosts {
-        addresses.extend((host, *port).to_socket_addrs()?);
-    }
-    let listener = TcpListener::bind(&addresses[..])?;
-    listener.set_nonblocking(true)?;
-    *port = listener.local_addr()?.port();
-    Ok(listener)
-}
-
-/// Removes the socket's file when the listener goes.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // It may be gone already; there is nothing to be done about any other reason.
-        let _ = std::fs::remove_file(&self.0);
-    }
+fn exports_of(uri: &NbdUri, disk: &Disk, description: &str) -> Result<Arc<Exports>, ListenError> {
+    let security = if uri.tls { Security::TlsRequired } else { Security::Plain };
+    let name = uri.export.clone();
+    let export = Export { name, description: description.to_owned(), disk: disk.clone() };
+    let exports = Exports::new(vec![export], security).map_err(|name| ListenError::ExportName { name })?;
+    Ok(Arc::new(exports))
 }
 
 /// Serves on `listeners` until `stop` resolves; then accepts nothing more, lets every session finish the requests it
@@ -188,6 +153,8 @@ pub async fn serve(listeners: Vec<Listener>, stop: impl Future<Output = ()>) -> 
 #[derive(Default)]
 struct Server {
     sessions: RefCell<Vec<Weak<Session>>>,
+    /// How many connections there have been.
+    count: Cell<u64>,
     changed: Notify,
 }
 
@@ -224,7 +191,8 @@ impl Server {
     }
 
     fn start<S: Plain + 'static>(self: &Rc<Self>, stream: S, acceptor: &Acceptor) {
-        let session = Session::new(acceptor.exports.clone());
+        self.count.update(|count| count + 1);
+        let session = Session::new(self.count.get(), acceptor.exports.clone());
         self.sessions.borrow_mut().push(Rc::downgrade(&session));
         let tls = acceptor.tls.as_ref().map(TlsIdentity::acceptor);
         let place = Place { server: self.clone() };
@@ -254,7 +222,10 @@ struct Acceptor {
 }
 
 enum AsyncSocket {
-    Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "removes the file on drop")] SocketFile),
+    Unix(
+        tokio::net::UnixListener,
+        #[expect(dead_code, reason = "removes the file on drop")] Option<SocketFile>,
+    ),
     Tcp(tokio::net::TcpListener),
 }
 
@@ -291,6 +262,8 @@ impl Acceptor {
                 let (stream, _) = listener.accept().await?;
                 // Replies are gathered before they are sent; waiting for more would only delay them.
                 stream.set_nodelay(true)?;
+                // A client whose host has gone without a word gives its place back one day.
+                sockopt::set_socket_keepalive(&stream, true)?;
                 self.server.start(stream, self);
             }
         }

@@ -35,6 +35,8 @@ const REQUESTS_PER_TURN: usize = 64;
 
 /// The state of one connection, shared by its own task and those of its requests.
 pub(super) struct Session {
+    /// Tells the connections of a server apart in its log.
+    number: u64,
     connection: RefCell<Connection>,
     exports: Arc<Exports>,
     disk: RefCell<Option<Disk>>,
@@ -84,8 +86,9 @@ enum Taken {
 }
 
 impl Session {
-    pub(super) fn new(exports: Arc<Exports>) -> Rc<Self> {
+    pub(super) fn new(number: u64, exports: Arc<Exports>) -> Rc<Self> {
         Rc::new(Self {
+            number,
             connection: RefCell::new(Connection::new(exports.clone())),
             exports,
             disk: RefCell::new(None),
@@ -108,13 +111,15 @@ impl Session {
 
     /// Runs the connection to its end, and returns when none of its requests is at work any more.
     pub(super) async fn run<S: Plain>(self: Rc<Self>, stream: S, tls: Option<TlsAcceptor>) {
+        let conn = self.number;
+        debug!(conn, "a client has connected");
         let result = self.clone().talk(stream, tls).await;
         // Style rule 1 of the data plane: a session that ends waits for its requests, even if nobody hears of them.
         poll_fn(|cx| self.poll_idle(cx)).await;
         match result {
-            Ok(()) => debug!("the connection is closed"),
-            Err(SessionError::Broken) => warn!("closed a connection: {}", SessionError::Broken),
-            Err(error) => debug!(error = &error as &dyn std::error::Error, "closed a connection"),
+            Ok(()) => debug!(conn, "the connection is closed"),
+            Err(SessionError::Broken) => warn!(conn, error = %SessionError::Broken, "closed the connection"),
+            Err(error) => debug!(conn, error = &error as &dyn std::error::Error, "closed the connection"),
         }
     }
 
@@ -220,7 +225,7 @@ impl Session {
 
     fn choose(&self, index: usize) {
         let export = &self.exports.list()[index];
-        debug!(export = export.name, "a client has entered the transmission phase");
+        debug!(conn = self.number, export = export.name, "a client has entered the transmission phase");
         *self.disk.borrow_mut() = Some(export.disk.clone());
     }
 
@@ -249,7 +254,7 @@ impl Session {
             Ok(Answer::Data(data)) => connection.reply_data(pending, data),
             Ok(Answer::Extents(extents)) => connection.reply_extents(pending, &extents),
             Err(error) => {
-                debug!(error = error.chain(), "a request failed");
+                debug!(conn = self.number, error = error.chain(), "a request failed");
                 connection.reply_error(pending, &error);
             }
         }
