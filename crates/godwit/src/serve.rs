@@ -25,7 +25,7 @@ use crate::report::Form;
 type Serving = ShardTask<io::Result<()>>;
 
 pub(crate) fn run(args: ServeArgs, form: Form) -> anyhow::Result<Exit> {
-    let sockets = activation::sockets();
+    let sockets = activation::sockets()?;
     args.check(sockets.len())?;
     // From here on a signal is kept for us instead of ending the process.
     let stop = Stop::on_signals()?;
