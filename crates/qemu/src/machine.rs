@@ -132,7 +132,7 @@ pub enum Attachment {
         /// Request queues; as many as processors is a good number.
         queues: u16,
     },
-    /// QEMU is an NBD client. Requests wait up to [`NBD_RECONNECT_S`] seconds for a server that is gone.
+    /// QEMU is an NBD client. Requests wait a while for a server that is gone.
     Nbd {
         /// Where the server listens.
         socket: PathBuf,

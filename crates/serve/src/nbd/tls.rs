@@ -11,8 +11,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// What a server proves its identity with, and whose clients it lets in.
 ///
-/// The directory holds `server-cert.pem` and `server-key.pem`; with `ca-cert.pem` and
-/// [`ClientCheck::Required`] clients need a certificate of that authority.
+/// The directory holds `server-cert.pem` and `server-key.pem`, and `ca-cert.pem` with the authority whose certificate
+/// clients need where they are verified.
 #[derive(Clone)]
 pub struct TlsIdentity {
     config: Arc<ServerConfig>,
