@@ -85,6 +85,10 @@ pub(crate) struct LockedFd {
     is_marked: bool,
 }
 
+/// How often, and at which distance, a lock is tried again whose holder is gone or cannot be seen.
+const GONE_TURNS_MAX: u32 = 60;
+const GONE_TURN: std::time::Duration = std::time::Duration::from_millis(50);
+
 impl LockedFd {
     /// An open file without marks.
     pub(crate) fn unmarked(fd: OwnedFd) -> Self {
@@ -98,15 +102,27 @@ impl LockedFd {
     /// be known; `Unsupported` where the file system has no locks.
     pub(crate) fn marked(fd: OwnedFd, path: &Path, role: Role) -> Result<Self> {
         let file = Self { fd, is_marked: true };
-        let conflict = set_marks(&file, role)
-            .and_then(|conflict| if conflict.is_some() { Ok(conflict) } else { find_conflict(&file, role) })
-            .map_err(|error| {
-                let text = format!("lock {}: the file system refuses locks; open it without", path.display());
-                BlockError::with_source(ErrorKind::Unsupported, text, error)
-            })?;
-        let Some(conflict) = conflict else { return Ok(file) };
-        let holders = holder::of(&file, conflict.byte);
-        Err(BlockError::new(ErrorKind::Busy, format!("lock {}: {holders} {}", path.display(), conflict.what)))
+        for turn in 0.. {
+            let conflict = set_marks(&file, role)
+                .and_then(
+                    |conflict| if conflict.is_some() { Ok(conflict) } else { find_conflict(&file, role) },
+                )
+                .map_err(|error| {
+                    let text =
+                        format!("lock {}: the file system refuses locks; open it without", path.display());
+                    BlockError::with_source(ErrorKind::Unsupported, text, error)
+                })?;
+            let Some(conflict) = conflict else { return Ok(file) };
+            let holders = holder::of(&file, conflict.byte);
+            // The kernel keeps a killed process's file for as long as its last request runs.
+            if holders.is_empty() && turn < GONE_TURNS_MAX {
+                std::thread::sleep(GONE_TURN);
+                continue;
+            }
+            let text = format!("lock {}: {holders} {}", path.display(), conflict.what);
+            return Err(BlockError::new(ErrorKind::Busy, text));
+        }
+        unreachable!("the last turn returns")
     }
 }
 

@@ -77,6 +77,13 @@ fn command_of(process: u32) -> String {
     words
 }
 
+impl Holders {
+    /// Whether nobody was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
